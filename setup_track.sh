@@ -69,8 +69,7 @@ cat >"$kernel/kernel.json" <<JSON
   "CUDA_VISIBLE_DEVICES": "-1",
   "FLWR_TELEMETRY_ENABLED": "0",
   "PYTHONHASHSEED": "0",
-  "TF_CPP_MIN_LOG_LEVEL": "3",
-  "TF_ENABLE_ONEDNN_OPTS": "0"
+  "TF_CPP_MIN_LOG_LEVEL": "3"
  }
 }
 JSON

@@ -49,7 +49,7 @@ class Claim:
     states: str | None = None
     window: Any = None
     recompute: Any = None
-    null: Any = None
+    baseline: Any = None
     source: str | None = None
     verdict: str | None = None
     varies: bool = False
@@ -163,6 +163,7 @@ def load_ledger(folder: Path | None = None) -> dict[str, Claim]:
 
 
 def _parse_entry(key: str, chapter: str, entry: dict) -> Claim:
+    entry = {"baseline" if name in (None, "null") else name: value for name, value in entry.items()}  # TEMP
     unknown = set(entry) - {*Claim.__dataclass_fields__} | ({"id", "chapter"} & set(entry))
     if unknown:
         raise LedgerError(f"{key}: unknown field {sorted(unknown)[0]!r}")
@@ -210,10 +211,10 @@ def _validate(claim: Claim, ledger: dict[str, Claim]) -> None:
         ((relation, other),) = claim.window.items()
         demand(relation in ("greater_than", "less_than"), f"unknown ordering {relation!r}")
         demand(other in ledger, f"is compared with {other!r}, which is not in the ledger")
-    demand(claim.null is not None, "name the null baseline (a number, a claim's id, or 'none: why')")
-    null = claim.null
+    demand(claim.baseline is not None, "name the null baseline (a number, a claim's id, or 'none: why')")
+    null = claim.baseline
     if isinstance(null, str) and not null.startswith("none:"):
-        demand(null in ledger, f"null: {null!r} is not in the ledger")
+        demand(null in ledger, f"baseline: {null!r} is not in the ledger")
         null = ledger[null].value
     if isinstance(null, (int, float)) and not ordering:
         demand(not claim.accepts(float(null)), f"the window would also accept the null baseline {null:.6g}")

@@ -64,7 +64,7 @@ def reproduce(names: Sequence[str] = (), force: bool = False) -> int:
     state, kernels = _read_state(), KernelSpecManager().find_kernel_specs()
     expected = report.load_timings()
     skipped = []
-    kill_marked("")
+    kill_marked()
     for path in list_notebooks(names):
         book, now = nbformat.read(path, as_version=4), fingerprint(path)
         kernel = book.metadata.kernelspec.name
@@ -189,7 +189,8 @@ def _parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
     options = _parser().parse_args(arguments)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    # Asked to stop, it leaves by the same door as when interrupted: nothing half-written, no process left.
+    previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         if options.command == "reproduce":
             return reproduce(options.notebook, options.force)
@@ -213,6 +214,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return INTERRUPTED
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 if __name__ == "__main__":

@@ -32,16 +32,18 @@ class Run:
     peak_bytes: int
 
 
-def kill_marked(mark: str) -> None:
-    """End every process that carries the mark of this run, or of a run whose own process is gone."""
+def kill_marked(mark: str | None = None) -> None:
+    """End every process that a run with this mark started, and every one left by a run whose own process is gone."""
     victims = []
     for process in psutil.process_iter():
         try:
-            found = process.environ().get(RUN_MARK, "")
+            found = process.environ().get(RUN_MARK)
         except (psutil.Error, OSError):
             continue
-        orphan = found and not psutil.pid_exists(int(found.partition(".")[0]))
-        if (found == mark or orphan) and process.pid != os.getpid():
+        # A process without a mark is none of ours.
+        if not found or process.pid == os.getpid():
+            continue
+        if found == mark or not psutil.pid_exists(int(found.partition(".")[0])):
             victims.append(process)
     for process in victims:
         with contextlib.suppress(psutil.NoSuchProcess):

@@ -1,0 +1,141 @@
+"""Every fault that the contract names is caught, planted one at a time in a notebook that has none."""
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+from pprml.claims import Claim
+from pprml.contract import SECTIONS, check_notebook, check_prose
+
+LEDGER = {
+    "share": Claim("share", "01", "s", "measured", states="64.2 %", window="exact", source="s"),
+    "eps": Claim("eps", "01", "s", "measured", states="2.99", window="exact", source="s"),
+    "order": Claim("order", "01", "s", "measured", window={"greater_than": "share"}, source="s"),
+}
+
+
+def problems(text):
+    return [fault.problem for fault in check_prose(text, "here", LEDGER)]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Of them 64.2 %<!-- claim: share --> match.",
+        "About 64 %<!-- claim: share --> match.",
+        "In 2010, 64.2 %<!-- claim: share --> were unique.",
+        "It costs ε = 2.99<!-- claim: eps --> a record.",
+        "The first is larger<!-- claim: order -->.",
+        "There are 5,000 people and 100 clients; version 0.87.",
+    ],
+)
+def test_bound_numbers_pass(text):
+    assert problems(text) == []
+
+
+@pytest.mark.parametrize(
+    "text, fault",
+    [
+        ("Of them 65.2 %<!-- claim: share --> match.", "differs from share"),
+        ("Of them 64.3 %<!-- claim: share --> match.", "differs from share"),
+        ("Of them 64.2 %<!-- claim: shore --> match.", "did you mean 'share'"),
+        ("Of them 64.2 % match.", "carries no claim id"),
+        ("Of them 64.2 percent match.", "carries no claim id"),
+        ("trained with epsilon = 3", "carries no claim id"),
+        ("trained with $\\varepsilon = 3$", "carries no claim id"),
+        ("trained at ε of about 3", "carries no claim id"),
+        ("with δ = 1e-5", "carries no claim id"),
+        ("it is 20 × slower", "carries no claim id"),
+        ("an AUC of 0.74", "carries no claim id"),
+        ("an accuracy of 0.9", "carries no claim id"),
+        ("| 91.0 % | 64.2 %<!-- claim: share --> |", "carries no claim id"),
+        ("It matches<!-- claim: share -->.", "no number stands before it"),
+        ("It is 3<!-- claim: order -->.", "states no number"),
+    ],
+)
+def test_planted_fault_in_prose_is_caught(text, fault):
+    assert any(fault in problem for problem in problems(text)), problems(text)
+
+
+def good_book():
+    cells = [new_markdown_cell("# 01 A title\n\n*What is left?*")]
+    for section in SECTIONS:
+        cells.append(new_markdown_cell(f"## {section}: more words\n\nText."))
+    cells.append(new_code_cell("print(1 + 1)", execution_count=1, outputs=[new_output("stream", text="2\n")]))
+    book = new_notebook(cells=cells)
+    book.metadata.kernelspec = {"name": "pprml-core", "display_name": "pprml core", "language": "python"}
+    return book
+
+
+def faults_of(book, tmp_path):
+    path = tmp_path / "01_x.ipynb"
+    nbformat.write(book, path)
+    return [fault.problem for fault in check_notebook(path, LEDGER)]
+
+
+def test_a_good_notebook_has_no_faults(tmp_path):
+    assert faults_of(good_book(), tmp_path) == []
+
+
+def _drop_section(book):
+    del book.cells[4]
+
+
+def _swap_sections(book):
+    book.cells[4], book.cells[5] = book.cells[5], book.cells[4]
+
+
+def _no_question(book):
+    book.cells[0].source = "# 01 A title"
+
+
+def _unrun(book):
+    book.cells[-1].execution_count = None
+
+
+def _run_twice(book):
+    book.cells[-1].execution_count = 7
+
+
+def _error(book):
+    book.cells[-1].outputs = [new_output("error", ename="ZeroDivisionError", evalue="", traceback=[])]
+
+
+def _stderr(book):
+    book.cells[-1].outputs = [new_output("stream", name="stderr", text="warning\n")]
+
+
+def _other_kernel(book):
+    book.metadata.kernelspec.name = "python3"
+
+
+def _code(source):
+    def plant(book):
+        book.cells[-1].source = source
+
+    return plant
+
+
+@pytest.mark.parametrize(
+    "plant, fault",
+    [
+        (_drop_section, "has no section '## The attack'"),
+        (_swap_sections, "comes too early"),
+        (_no_question, "question in italics"),
+        (_unrun, "was not run once"),
+        (_run_twice, "was not run once"),
+        (_error, "ended in ZeroDivisionError"),
+        (_stderr, "wrote to stderr"),
+        (_other_kernel, "kernel of the course"),
+        (_code("!ls"), "shell escape"),
+        (_code("x = 1\n%time f()"), "shell escape"),
+        (_code("import pip; pip.main(['install', 'x'])"), "an install"),
+        (_code("url = 'https://example.org/x.csv'"), "a URL"),
+        (_code("\n".join(["x = 1"] * 16)), "16 lines"),
+    ],
+)
+def test_planted_fault_in_a_notebook_is_caught(tmp_path, plant, fault):
+    book = good_book()
+    plant(book)
+    found = faults_of(book, tmp_path)
+    assert any(fault in problem for problem in found), found
