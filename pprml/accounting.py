@@ -15,8 +15,8 @@ from dp_accounting import pld, rdp
 SAMPLINGS = ("poisson", "shuffled", "fixed_size")
 
 #: How far the looser accountant (RDP) may lie above the tighter one (PLD): a share of PLD's value, and an absolute part for
-#: epsilons near zero. Outside it one of the two is wrong and neither is printed.
-ACCOUNTANT_GAP = (0.35, 0.05)
+#: epsilons near zero. Outside it one of the two is wrong, or there are so few steps that RDP says little; neither is printed.
+ACCOUNTANT_GAP = (0.6, 0.1)
 
 
 class SamplingMismatchError(ValueError):
@@ -188,7 +188,9 @@ def _both(event: dp_accounting.DpEvent, delta: float) -> tuple[float, float]:
     loose = rdp.RdpAccountant(neighboring_relation=adjacency).compose(event).get_epsilon(delta)
     relative, absolute = ACCOUNTANT_GAP
     if not tight * 0.99 <= loose <= tight * (1 + relative) + absolute:
-        raise AccountingError(f"PLD gives {tight:.4g} and RDP {loose:.4g}: further apart than the stated gap")
+        raise AccountingError(
+            f"PLD gives {tight:.4g} and RDP {loose:.4g}: further apart than the stated gap (RDP is loose under 100 steps)"
+        )
     return tight, loose
 
 

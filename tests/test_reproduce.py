@@ -162,7 +162,7 @@ def test_the_interpreter_version_and_run_times_stay_out_of_the_file(course):
     [
         (["--help"], 0, "exit codes"),
         (["reproduce", "--help"], 0, "--force"),
-        (["reproduce", "04_dp_sdg"], 2, "did you mean '04_dp_sgd'"),
+        (["reproduce", "10_encrypted_linear_regresion"], 2, "did you mean '10_encrypted_linear_regression'"),
         (["nonsense"], 2, "invalid choice"),
         ([], 2, "required"),
     ],

@@ -24,7 +24,11 @@ def cut_network() -> bool:
         if libc.unshare(CLONE_NEWNET):
             if libc.unshare(CLONE_NEWUSER | CLONE_NEWNET):
                 return False
-            for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
+            for name, text in (
+                ("setgroups", "deny"),
+                ("uid_map", f"{uid} {uid} 1"),
+                ("gid_map", f"{gid} {gid} 1"),
+            ):
                 with open(f"/proc/self/{name}", "w") as file:
                     file.write(text)
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
@@ -39,7 +43,10 @@ if __name__ == "__main__":
     if cut_network():
         print("the network is cut: a namespace with loopback only", flush=True)
     else:
-        print("no network namespace is allowed here: fetches are refused and proxies point at a closed port", flush=True)
+        print(
+            "no network namespace is allowed here: fetches are refused and proxies point at a closed port",
+            flush=True,
+        )
         for name in ("http_proxy", "https_proxy", "all_proxy"):
             os.environ[name] = os.environ[name.upper()] = "http://127.0.0.1:9"
     os.execvp(sys.argv[1], sys.argv[1:])
