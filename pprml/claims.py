@@ -163,7 +163,6 @@ def load_ledger(folder: Path | None = None) -> dict[str, Claim]:
 
 
 def _parse_entry(key: str, chapter: str, entry: dict) -> Claim:
-    entry = {"baseline" if name in (None, "null") else name: value for name, value in entry.items()}  # TEMP
     unknown = set(entry) - {*Claim.__dataclass_fields__} | ({"id", "chapter"} & set(entry))
     if unknown:
         raise LedgerError(f"{key}: unknown field {sorted(unknown)[0]!r}")
