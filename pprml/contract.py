@@ -151,6 +151,8 @@ def _check_code(cell: nbformat.NotebookNode, where: str, count: int) -> list[Fau
         problems.append("an install; the lock installs everything")
     if re.search(r"\b(?:https?|ftp)://", cell.source):
         problems.append("a URL; data comes from pprml.datasets")
+    if "execution" in cell.metadata:
+        problems.append("carries the clock times of another tool: run `make reproduce`")
     if cell.execution_count != count:
         problems.append("was not run once, in order, from a fresh kernel: run `make reproduce`")
     for output in cell.outputs:

@@ -127,6 +127,8 @@ def run_notebook(path: Path, expected_seconds: float | None = None) -> Run:
     # The interpreter's patch version is the machine's, not the notebook's.
     book.metadata.language_info = {"name": "python"}
     book.metadata.pop("widgets", None)
+    for cell in book.cells:
+        cell.metadata.pop("execution", None)  # clock times, left by other tools
     return Run(book, seconds, peak[0])
 
 

@@ -97,6 +97,10 @@ def _run_twice(book):
     book.cells[-1].execution_count = 7
 
 
+def _clock_times(book):
+    book.cells[-1].metadata["execution"] = {"iopub.status.busy": "2020-01-01T00:00:00Z"}
+
+
 def _error(book):
     book.cells[-1].outputs = [new_output("error", ename="ZeroDivisionError", evalue="", traceback=[])]
 
@@ -125,6 +129,7 @@ def _code(source):
         (_unrun, "was not run once"),
         (_run_twice, "was not run once"),
         (_error, "ended in ZeroDivisionError"),
+        (_clock_times, "clock times"),
         (_stderr, "wrote to stderr"),
         (_other_kernel, "kernel of the course"),
         (_code("!ls"), "shell escape"),
