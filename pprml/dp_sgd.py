@@ -108,16 +108,13 @@ def _patches(inputs: tf.Tensor, layer: tf.keras.layers.Conv2D) -> tf.Tensor:
 
 
 def make_cnn() -> list[tf.keras.layers.Layer]:
-    """Return a small convolutional network for 28 x 28 images (9,370 parameters).
+    """Return a small convolutional network for 28 x 28 images (26,490 parameters).
 
-    The first layer averages 2 x 2 pixels, which makes a private step about three times cheaper than the tutorials' network at the
-    same accuracy. Bounded activations keep gradients small (Papernot et al. 2020, arXiv 2007.14191).
+    One convolution with a large kernel and stride: with a few hundred private steps it is as accurate on held-out pictures as deeper
+    networks, and cheaper. Bounded activations keep gradients small (Papernot et al. 2020, arXiv 2007.14191).
     """
     return [
-        layers.AveragePooling2D(2, input_shape=(28, 28, 1)),
-        layers.Conv2D(16, 5, strides=2, padding="same", activation="tanh"),
-        layers.Conv2D(32, 3, activation="tanh"),
-        layers.MaxPool2D(2),
+        layers.Conv2D(16, 8, strides=4, padding="same", activation="tanh", input_shape=(28, 28, 1)),
         layers.Flatten(),
         layers.Dense(32, activation="tanh"),
         layers.Dense(10),
