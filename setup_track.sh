@@ -62,7 +62,7 @@ kernel=.venv/share/jupyter/kernels/pprml-$track
 mkdir -p "$kernel"
 cat >"$kernel/kernel.json" <<JSON
 {
- "argv": ["$PWD/$home/bin/python", "-Xfrozen_modules=off", "-m", "ipykernel_launcher", "-f", "{connection_file}"],
+ "argv": ["$PWD/$home/bin/python", "-Xfrozen_modules=off", "-m", "ipykernel_launcher", "--log-level=ERROR", "-f", "{connection_file}"],
  "display_name": "pprml $track",
  "language": "python",
  "env": {

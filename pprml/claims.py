@@ -153,13 +153,24 @@ def load_ledger(folder: Path | None = None) -> dict[str, Claim]:
     folder = Path(folder or ROOT / "claims")
     ledger: dict[str, Claim] = {}
     for path in sorted(folder.glob("*.yml")):
-        for key, entry in (yaml.safe_load(path.read_text("utf-8")) or {}).items():
+        for key, entry in (yaml.load(path.read_text("utf-8"), _NoTwins) or {}).items():
             if key in ledger:
                 raise LedgerError(f"{path.name}: the id {key!r} is used twice")
             ledger[key] = _parse_entry(key, path.stem, entry)
     for claim in ledger.values():
         _validate(claim, ledger)
     return ledger
+
+
+class _NoTwins(yaml.SafeLoader):
+    """YAML keeps the last of two equal keys without a word; the ledger must not."""
+
+    def construct_mapping(self, node, deep=False):
+        keys = [key.value for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise LedgerError(f"the id or field {key!r} is used twice")
+        return super().construct_mapping(node, deep)
 
 
 def _parse_entry(key: str, chapter: str, entry: dict) -> Claim:

@@ -56,6 +56,14 @@ def measure(**fields):
     return Claim(**{**base, **fields})
 
 
+@pytest.mark.parametrize(
+    "twin", [GOOD + GOOD.replace("64.2", "64.3"), GOOD + "  source: there\n"], ids=["id", "field"]
+)
+def test_the_same_id_or_field_twice_in_one_file_is_refused(tmp_path, twin):
+    with pytest.raises(LedgerError, match="used twice"):
+        load(tmp_path, twin)
+
+
 def test_states_carries_digits_and_unit():
     claim = measure(states="64.2 %", window="exact")
     assert claim.value == pytest.approx(0.642)
