@@ -103,6 +103,26 @@ def test_noise_is_the_multiple_of_the_clip_norm_that_was_asked_for():
     assert noise_scale(1.0) != pytest.approx(2.0, rel=0.11)  # the twin with half the noise
 
 
+def noise_correlation():
+    """Correlation of the first step's noise with the second's; the gradients are drowned."""
+    one, two = (
+        one_step(batches=dp_sgd.PoissonBatches(RECORDS, RECORDS, n, 0), clip_norm=0.5, noise_multiplier=1e4)
+        for n in (1, 2)
+    )
+    return np.corrcoef(one, two - one)[0, 1]
+
+
+def test_each_step_draws_its_noise_afresh(monkeypatch):
+    # 903 weights: the correlation of independent noise has sd 0.033.
+    assert abs(noise_correlation()) < 0.15
+
+    def reused(shape, mean=0.0, stddev=1.0, **_):
+        return tf.random.stateless_normal(shape, (1, 2), mean, stddev)
+
+    monkeypatch.setattr(tf.random, "normal", reused)
+    assert noise_correlation() > 0.9  # the twin that adds the same noise at every step
+
+
 class _Half(dp_sgd.PoissonBatches):
     """Draws exactly the first half of the records, whatever is expected."""
 
