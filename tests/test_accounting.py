@@ -149,3 +149,40 @@ def test_bad_input_is_refused(change, fault):
 
 def test_a_delta_that_protects_nobody_is_pointed_out():
     assert "not below 1/records" in dp_sgd_guarantee(100, 10, 1, 5.0, 0.02).assumptions[-1]
+
+
+@pytest.mark.parametrize(
+    ("scale", "sensitivity", "releases"), [(2.0, 1, 1), (0.5, 1, 3), (510.0, 255.0, 2), (100.0, 1, 1)]
+)
+def test_laplace_epsilon_is_sensitivity_over_scale(scale, sensitivity, releases):
+    guarantee = accounting.laplace_guarantee(scale, sensitivity, releases=releases)
+    assert guarantee.epsilon == pytest.approx(releases * sensitivity / scale)
+    assert guarantee.delta == 0 and guarantee.other_epsilon == pytest.approx(guarantee.epsilon, rel=0.01)
+    assert (
+        "record" in str(guarantee)
+        and "add/remove" in str(guarantee)
+        and f"at most {sensitivity:g}" in str(guarantee)
+    )
+
+
+def test_laplace_epsilon_is_never_below_the_ratio_of_densities():
+    """The twin that forgets the sensitivity claims half of what the densities of two neighbours show."""
+    scale, sensitivity = 1.0, 2.0
+    worst = max(abs(abs(x) - abs(x - sensitivity)) / scale for x in (-5.0, 0.0, 1.0, 5.0))
+    assert accounting.laplace_guarantee(scale, sensitivity).epsilon >= worst - 1e-12
+    assert 1 / scale < worst
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fault"),
+    [
+        ({"scale": 0}, "without noise"),
+        ({"scale": float("nan")}, "scale"),
+        ({"sensitivity": 0}, "sensitivity"),
+        ({"releases": 0}, "whole number"),
+        ({"releases": 1.5}, "whole number"),
+    ],
+)
+def test_bad_laplace_input_is_refused(arguments, fault):
+    with pytest.raises(ValueError, match=fault):
+        accounting.laplace_guarantee(**{"scale": 1.0, "sensitivity": 1.0} | arguments)
