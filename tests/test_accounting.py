@@ -3,6 +3,7 @@
 import math
 
 import pytest
+from dp_accounting import rdp
 from scipy.optimize import brentq
 from scipy.stats import norm
 
@@ -102,13 +103,13 @@ def test_asking_for_the_mismatch_prints_the_unamplified_bound_beside_it(capsys):
 
 def test_accountants_that_disagree_are_refused(monkeypatch):
     """The broken twin: RDP with half the noise."""
-    honest = accounting.rdp.RdpAccountant
+    honest = rdp.RdpAccountant
 
     class Broken(honest):
         def compose(self, event, count=1):
             return super().compose(event, 4)
 
-    monkeypatch.setattr(accounting.rdp, "RdpAccountant", Broken)
+    monkeypatch.setattr(rdp, "RdpAccountant", Broken)
     with pytest.raises(accounting.AccountingError, match="further apart"):
         tutorial(1.3, 15)
 
@@ -152,12 +153,15 @@ def test_a_delta_that_protects_nobody_is_pointed_out():
 
 
 @pytest.mark.parametrize(
-    ("scale", "sensitivity", "releases"), [(2.0, 1, 1), (0.5, 1, 3), (510.0, 255.0, 2), (100.0, 1, 1)]
+    ("scale", "sensitivity", "releases"),
+    [(2.0, 1, 1), (0.5, 1, 3), (510.0, 255.0, 2), (100.0, 1, 1), (1 / 37, 1, 1), (1e-4, 1, 1), (1e6, 1, 1)],
 )
 def test_laplace_epsilon_is_sensitivity_over_scale(scale, sensitivity, releases):
     guarantee = accounting.laplace_guarantee(scale, sensitivity, releases=releases)
     assert guarantee.epsilon == pytest.approx(releases * sensitivity / scale)
-    assert guarantee.delta == 0 and guarantee.other_epsilon == pytest.approx(guarantee.epsilon, rel=0.01)
+    assert guarantee.delta == 0 and guarantee.other_epsilon == pytest.approx(
+        guarantee.epsilon, rel=0.01, abs=1e-4
+    )
     assert (
         "record" in str(guarantee)
         and "add/remove" in str(guarantee)
@@ -186,3 +190,64 @@ def test_laplace_epsilon_is_never_below_the_ratio_of_densities():
 def test_bad_laplace_input_is_refused(arguments, fault):
     with pytest.raises(ValueError, match=fault):
         accounting.laplace_guarantee(**{"scale": 1.0, "sensitivity": 1.0} | arguments)
+
+
+@pytest.mark.parametrize("sigma, sensitivity, releases", [(4.0, 1.0, 1), (30.0, 10.0, 1), (10.0, 1.0, 25)])
+def test_gaussian_is_the_exact_curve(sigma, sensitivity, releases):
+    found = accounting.gaussian_guarantee(sigma, sensitivity, 1e-6, releases=releases)
+    exact = exact_gaussian_epsilon(sigma / sensitivity, releases, 1e-6)
+    assert found.epsilon == pytest.approx(exact, rel=0.005)
+    assert found.other_epsilon > found.epsilon
+    half = accounting.gaussian_guarantee(sigma / 2, sensitivity, 1e-6, releases=releases)
+    assert half.epsilon > 1.5 * found.epsilon
+
+
+def test_randomized_response_is_the_log_of_the_odds():
+    found = accounting.randomized_response_guarantee(0.75)
+    assert found.epsilon == pytest.approx(math.log(3)) and found.other_epsilon == pytest.approx(
+        math.log(3), rel=1e-3
+    )
+    assert found.adjacency == "replace" and found.delta == 0
+    assert accounting.randomized_response_guarantee(0.75, releases=4).epsilon == pytest.approx(
+        4 * math.log(3)
+    )
+
+
+def test_four_compositions_are_ordered_and_basic_is_the_sum():
+    four = {name: g.epsilon for name, g in accounting.compare_compositions(10, 1, 100, 1e-6).items()}
+    assert four["basic"] == pytest.approx(10)
+    # 0.1 sqrt(2 * 100 ln 1e6) + 100 * 0.1 (e^0.1 - 1)
+    assert four["advanced"] == pytest.approx(6.308, abs=0.001)
+    assert four["PLD"] < four["RDP"] < four["advanced"] < four["basic"]
+    few = accounting.compare_compositions(10, 1, 1, 1e-6)
+    assert few["advanced"].epsilon > few["basic"].epsilon >= few["PLD"].epsilon * 0.99
+
+
+def test_group_privacy_multiplies():
+    one = accounting.laplace_guarantee(2, 1)
+    four = accounting.group_guarantee(one, 4)
+    assert (four.epsilon, four.delta, four.unit) == (2.0, 0.0, "user")
+    gaussian = accounting.gaussian_guarantee(4, 1, 1e-6)
+    three = accounting.group_guarantee(gaussian, 3)
+    e = gaussian.epsilon
+    assert three.delta == pytest.approx(1e-6 * (1 + math.exp(e) + math.exp(2 * e)))
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda a: a.gaussian_guarantee(0, 1, 1e-6),
+        lambda a: a.gaussian_guarantee(1, math.inf, 1e-6),
+        lambda a: a.gaussian_guarantee(1, 1, 0),
+        lambda a: a.gaussian_guarantee(1, 1, 1e-6, releases=0),
+        lambda a: a.randomized_response_guarantee(0.5),
+        lambda a: a.randomized_response_guarantee(1.0),
+        lambda a: a.compare_compositions(1, 1, 1, 0),
+        lambda a: a.compare_compositions(0, 1, 1, 1e-6),
+        lambda a: a.group_guarantee(a.laplace_guarantee(1, 1), 0),
+        lambda a: a.group_guarantee(a.laplace_guarantee(1, 1, unit="user"), 2),
+    ],
+)
+def test_bad_release_input_is_refused(call):
+    with pytest.raises(ValueError, match="must be"):
+        call(accounting)

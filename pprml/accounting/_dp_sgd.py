@@ -1,89 +1,19 @@
-"""Every guarantee with what it depends on: the only place in the course where an epsilon is computed.
-
-The accounting itself is Google's dp_accounting; this module states its assumptions, refuses those that the training does not
-meet, and sets two accountants beside each other.
-"""
+"""What DP-SGD promises, for three ways of drawing batches."""
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from numbers import Real
+from dataclasses import replace
 
 import dp_accounting
-from dp_accounting import pld, rdp
+from dp_accounting import rdp
+
+from pprml.accounting._guarantee import PrivacyGuarantee, compare_accountants, demand_number
 
 SAMPLINGS = ("poisson", "shuffled", "fixed_size")
-
-#: How far the looser accountant (RDP) may lie above the tighter one (PLD): a share of PLD's value, and an absolute part for
-#: epsilons near zero. Outside it one of the two is wrong, or there are so few steps that RDP says little; neither is printed.
-ACCOUNTANT_GAP = (0.6, 0.1)
 
 
 class SamplingMismatchError(ValueError):
     """The accountant assumes one way of drawing batches and the training used another."""
-
-
-class AccountingError(RuntimeError):
-    """The two accountants disagree by more than the stated gap."""
-
-
-@dataclass(frozen=True)
-class PrivacyGuarantee:
-    """An (epsilon, delta) guarantee and everything that it depends on.
-
-    Attributes
-    ----------
-    epsilon, delta : float
-        The guarantee, by the accountant named.
-    unit : str
-        Whose presence is protected: ``"record"`` or ``"user"``.
-    adjacency : str
-        What "neighbouring" means: ``"add/remove"``, ``"replace"``, or ``"zero-out"`` (one record's gradient becomes zero).
-    sampling : str
-        How the accountant takes batches to be drawn.
-    accountant, other_accountant : str
-        ``"PLD"`` or ``"RDP"``; the other one is empty where there is none for this sampling.
-    other_epsilon : float
-        The other accountant's value; NaN where there is none.
-    steps : int
-        Noisy steps composed.
-    assumptions : tuple of str
-        What must be true of the training for the guarantee to hold.
-    """
-
-    epsilon: float
-    delta: float
-    unit: str
-    adjacency: str
-    sampling: str
-    accountant: str
-    steps: int
-    other_accountant: str
-    other_epsilon: float
-    assumptions: tuple[str, ...]
-
-    def __str__(self) -> str:
-        other = (
-            f"{self.other_accountant} gives {self.other_epsilon:.3g}"
-            if self.other_accountant
-            else "no second accountant covers this sampling"
-        )
-        return (
-            f"epsilon = {self.epsilon:.3g} at delta = {self.delta:g}, per {self.unit}, {self.adjacency} adjacency, "
-            f"{self.sampling} sampling, {self.steps} steps, {self.accountant} accountant ({other})\n  assumes: "
-            + "; ".join(self.assumptions)
-        )
-
-
-def _demand_number(name: str, value: Real, low: float, high: float = math.inf, fix: str = "") -> None:
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, Real)
-        or not math.isfinite(value)
-        or not low < value < high
-    ):
-        above = f"above {low:g}" + (f" and below {high:g}" if high < math.inf else "")
-        raise ValueError(f"{name} must be a finite number {above}, got {value!r}{fix}")
 
 
 def count_steps(records: int, batch_size: int, epochs: float) -> int:
@@ -148,15 +78,13 @@ def dp_sgd_guarantee(
     for name, value in (("sampling", sampling), ("loader", loader)):
         if value not in SAMPLINGS:
             raise ValueError(f"{name} must be one of {', '.join(SAMPLINGS)}, got {value!r}")
-    _demand_number("records", records, 0)
-    _demand_number("batch_size", batch_size, 0)
+    demand_number("records", records, 0)
+    demand_number("batch_size", batch_size, 0)
     if batch_size > records:
         raise ValueError(f"batch_size {batch_size} is larger than the {records} records; lower it")
-    _demand_number("epochs", epochs, 0)
-    _demand_number(
-        "noise_multiplier", noise_multiplier, 0, fix="; without noise there is no guarantee at all"
-    )
-    _demand_number("delta", delta, 0, 1)
+    demand_number("epochs", epochs, 0)
+    demand_number("noise_multiplier", noise_multiplier, 0, fix="; without noise there is no guarantee at all")
+    demand_number("delta", delta, 0, 1)
     if sampling == "shuffled" and epochs != int(epochs):
         raise ValueError(f"a shuffled loader makes whole passes: epochs must be a whole number, got {epochs}")
     if loader != sampling and not accept_mismatch:
@@ -181,93 +109,12 @@ def dp_sgd_guarantee(
     return guarantee
 
 
-def laplace_guarantee(
-    scale: float, sensitivity: float, unit: str = "record", adjacency: str = "add/remove", releases: int = 1
-) -> PrivacyGuarantee:
-    """Compute the guarantee of releasing numbers with Laplace noise, delta 0.
-
-    Parameters
-    ----------
-    scale : float
-        Scale of the noise on every number, in the number's own unit.
-    sensitivity : float
-        How much all numbers of one release together (L1 norm) can change between neighbouring tables.
-    unit : str
-        Whose presence is protected: ``"record"`` or ``"user"``.
-    adjacency : str
-        What "neighbouring" means: ``"add/remove"`` or ``"replace"``.
-    releases : int
-        How many such releases are made of the same data.
-
-    Returns
-    -------
-    PrivacyGuarantee
-        ``epsilon = releases * sensitivity / scale``; the other accountant is PLD at delta 1e-9.
-
-    Raises
-    ------
-    ValueError
-        A parameter is out of range or not a number.
-    AccountingError
-        The sum and PLD disagree.
-
-    References
-    ----------
-    Dwork, McSherry, Nissim and Smith 2006, DOI 10.1007/11681878_14.
-    """
-    _demand_number("scale", scale, 0, fix="; without noise there is no guarantee at all")
-    _demand_number("sensitivity", sensitivity, 0)
-    if isinstance(releases, bool) or releases != int(releases) or releases < 1:
-        raise ValueError(f"releases must be a whole number of 1 or more, got {releases!r}")
-    epsilon = releases * sensitivity / scale
-    event = dp_accounting.SelfComposedDpEvent(
-        dp_accounting.LaplaceDpEvent(scale / sensitivity), int(releases)
-    )
-    other = (
-        pld.PLDAccountant(dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE)
-        .compose(event)
-        .get_epsilon(1e-9)
-    )
-    # Composing a few Laplace releases saves nothing at so small a delta; many save some, and never cost more.
-    if not other <= epsilon * 1.01 or (releases == 1 and other < epsilon * 0.9 - 1e-6):
-        raise AccountingError(f"the sum gives {epsilon:.4g} and PLD {other:.4g}")
-    assumptions = (
-        f"one {unit} changes all numbers of a release together by at most {sensitivity:g}",
-        f"each number carries its own Laplace noise of scale {scale:g}, drawn for this release alone",
-    )
-    return PrivacyGuarantee(
-        epsilon,
-        0.0,
-        unit,
-        adjacency,
-        "every record, no",
-        "sum of epsilons",
-        int(releases),
-        "PLD",
-        other,
-        assumptions,
-    )
-
-
-def _both(event: dp_accounting.DpEvent, delta: float) -> tuple[float, float]:
-    """Epsilon by PLD and by RDP, for add/remove adjacency, after checking that they agree."""
-    adjacency = dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE
-    tight = pld.PLDAccountant(adjacency).compose(event).get_epsilon(delta)
-    loose = rdp.RdpAccountant(neighboring_relation=adjacency).compose(event).get_epsilon(delta)
-    relative, absolute = ACCOUNTANT_GAP
-    if not tight * 0.99 <= loose <= tight * (1 + relative) + absolute:
-        raise AccountingError(
-            f"PLD gives {tight:.4g} and RDP {loose:.4g}: further apart than the stated gap (RDP is loose under 100 steps)"
-        )
-    return tight, loose
-
-
 _CLIPPED = "each record's gradient was clipped, and the noise has noise_multiplier times that norm"
 
 
 def _account_poisson(records, batch_size, epochs, noise_multiplier, delta) -> PrivacyGuarantee:
     steps = count_steps(records, batch_size, epochs)
-    tight, loose = _both(_poisson_event(noise_multiplier, batch_size / records, steps), delta)
+    tight, loose = compare_accountants(_poisson_event(noise_multiplier, batch_size / records, steps), delta)
     assumptions = (
         f"each record joins each batch independently with probability {batch_size / records:.4g}",
         _CLIPPED,
@@ -288,7 +135,7 @@ def _poisson_event(noise_multiplier: float, rate: float, steps: int) -> dp_accou
 def _account_shuffled(records, batch_size, epochs, noise_multiplier, delta) -> PrivacyGuarantee:
     # A record touches one batch an epoch, so an epoch costs one Gaussian mechanism however many batches it has.
     event = dp_accounting.SelfComposedDpEvent(dp_accounting.GaussianDpEvent(noise_multiplier), int(epochs))
-    tight, loose = _both(event, delta)
+    tight, loose = compare_accountants(event, delta)
     assumptions = (
         "each record is in exactly one batch an epoch, and no amplification by shuffling is claimed",
         _CLIPPED,
