@@ -8,6 +8,7 @@ from typing import Any
 import duckdb
 import narwhals as nw
 import pandas as pd
+import pyarrow as pa
 
 from pprml._files import name_nearest
 
@@ -72,9 +73,13 @@ def _open_pandas(frame: pd.DataFrame, columns: list[str]) -> nw.LazyFrame:
             raise ValueError(f"column {name!r} mixes types: make it one with frame[{name!r}].astype(...)")
     if len({name.lower() for name in columns}) < len(columns):
         raise ValueError("two columns differ only in capitals, which SQL does not tell apart: rename one")
-    return nw.from_native(
-        _engine().from_df(pd.DataFrame({name: frame[name] for name in columns}, copy=False))
-    ).lazy()
+    if any(isinstance(frame[name].dtype, (pd.StringDtype, pd.ArrowDtype)) for name in columns):
+        # DuckDB reads Arrow's text as Arrow far faster than through pandas.
+        return nw.from_native(
+            _engine().from_arrow(pa.Table.from_pandas(frame[columns], preserve_index=False))
+        ).lazy()
+    columns_only = pd.DataFrame({name: frame[name] for name in columns}, copy=False)
+    return nw.from_native(_engine().from_df(columns_only)).lazy()
 
 
 def check_columns(frame: pd.DataFrame, columns: Iterable[str]) -> None:

@@ -40,24 +40,21 @@ class Release(NamedTuple):
     suppressed: pd.Index
 
 
-def count_groups(
-    table: Table, quasi_identifiers: Sequence[str], sensitive: str | None = None
-) -> nw.LazyFrame:
-    """Return the groups of rows that share their quasi-identifiers: their values, and their size in ``_pprml_size``.
-
-    With `sensitive`, one row for each value of it in each group: ``_pprml_count`` rows have the value, of ``_pprml_size``.
-    """
+def count_groups(table: Table, quasi_identifiers: Sequence[str]) -> nw.LazyFrame:
+    """Return the groups of rows that share their quasi-identifiers: their values, and their size in ``_pprml_size``."""
     columns = list(quasi_identifiers)
-    if sensitive is None:
-        return open_table(table, columns).group_by(columns).agg(nw.len().alias(_SIZE))
+    return open_table(table, columns).group_by(columns).agg(nw.len().alias(_SIZE))
+
+
+def count_values(table: Table, quasi_identifiers: Sequence[str], sensitive: str) -> nw.LazyFrame:
+    """Return for each group each value of `sensitive` in it, and the number of rows that have it in ``_pprml_count``."""
+    columns = list(quasi_identifiers)
     if not columns or sensitive in columns:
         raise ValueError(
             f"name at least one quasi-identifier, and not {sensitive!r}: it is what the attacker wants to learn"
         )
-    pairs = (
-        open_table(table, [*columns, sensitive]).group_by([*columns, sensitive]).agg(nw.len().alias(_COUNT))
-    )
-    return pairs.with_columns(nw.col(_COUNT).sum().over(*columns).alias(_SIZE))
+    columns = [*columns, sensitive]
+    return open_table(table, columns).group_by(columns).agg(nw.len().alias(_COUNT))
 
 
 def _ask(frame: nw.LazyFrame, **expressions: nw.Expr) -> dict[str, float]:
@@ -92,7 +89,7 @@ def reidentification_rate(table: Table, quasi_identifiers: Sequence[str]) -> flo
 def homogeneous_share(table: Table, quasi_identifiers: Sequence[str], sensitive: str) -> float:
     """Return the share of rows whose whole group has one value of `sensitive`: no guess within the group is needed."""
     columns = list(quasi_identifiers)
-    values = count_groups(table, columns, sensitive).group_by(columns)
+    values = count_values(table, columns, sensitive).group_by(columns)
     groups = values.agg(nw.col(_COUNT).sum().alias(_SIZE), nw.len().alias(_VALUES))
     told = nw.when(nw.col(_VALUES) == 1).then(nw.col(_SIZE)).otherwise(0)
     answer = _ask(groups, told=told.sum(), rows=nw.col(_SIZE).sum())
@@ -107,7 +104,7 @@ def l_of(table: Table, quasi_identifiers: Sequence[str], sensitive: str) -> int:
     Machanavajjhala et al. 2007, DOI 10.1145/1217299.1217302.
     """
     groups = (
-        count_groups(table, quasi_identifiers, sensitive)
+        count_values(table, quasi_identifiers, sensitive)
         .group_by(list(quasi_identifiers))
         .agg(nw.len().alias(_SIZE))
     )
@@ -129,14 +126,15 @@ def t_of(table: Table, quasi_identifiers: Sequence[str], sensitive: str) -> floa
     ----------
     Li, Li and Venkatasubramanian 2007, DOI 10.1109/ICDE.2007.367856.
     """
-    groups = count_groups(table, quasi_identifiers, sensitive)
+    groups = count_values(table, quasi_identifiers, sensitive)
     if groups.collect_schema()[sensitive].is_numeric():
         return _t_of_numbers(groups, list(quasi_identifiers), sensitive)
-    value, rows = nw.col(_COUNT).sum().over(sensitive), _ask(groups, rows=nw.col(_COUNT).sum())["rows"]
-    groups = groups.with_columns((nw.col(_COUNT) / nw.col(_SIZE)).alias("p"), (value / rows).alias("q"))
+    count, columns = nw.col(_COUNT), list(quasi_identifiers)
+    shares = {"p": count / count.sum().over(*columns), "q": count.sum().over(sensitive) / count.sum()}
+    groups = groups.with_columns(**shares)
     # A value that the group lacks adds its share of the table: together they are 1 less those that the group has.
     gap = ((nw.col("p") - nw.col("q")).abs() - nw.col("q")).sum()
-    per_group = groups.group_by(list(quasi_identifiers)).agg(gap.alias("gap"))
+    per_group = groups.group_by(columns).agg(gap.alias("gap"))
     return float((_ask(per_group, gap=nw.col("gap").max())["gap"] + 1) / 2)
 
 
@@ -151,18 +149,14 @@ def _t_of_numbers(groups: nw.LazyFrame, columns: list[str], sensitive: str) -> f
     if len(counts) < 2:
         return 0.0 * _ask(groups)[_COUNT]
     below = (counts[_COUNT].cumsum() / counts[_COUNT].sum()).to_list()
-    column = nw.col(sensitive)
-    shares = [
-        nw.when(column <= value)
-        .then(nw.col(_COUNT) / nw.col(_SIZE))
-        .otherwise(0.0)
-        .sum()
-        .alias(f"_pprml_{i}")
+    up_to = [
+        nw.when(nw.col(sensitive) <= value).then(nw.col(_COUNT)).otherwise(0).sum().alias(f"_pprml_{i}")
         for i, value in enumerate(counts[sensitive].to_list()[:-1])
     ]
-    gaps = [(nw.col(f"_pprml_{i}") - below[i]).abs() for i in range(len(shares))]
-    moved = groups.group_by(columns).agg(*shares).select(nw.sum_horizontal(*gaps).alias("moved"))
-    return float(_ask(moved, t=nw.col("moved").max())["t"] / len(shares))
+    groups = groups.group_by(columns).agg(nw.col(_COUNT).sum().alias(_SIZE), *up_to)
+    gaps = [(nw.col(f"_pprml_{i}") / nw.col(_SIZE) - below[i]).abs() for i in range(len(up_to))]
+    moved = groups.select(nw.sum_horizontal(*gaps).alias("moved"))
+    return float(_ask(moved, t=nw.col("moved").max())["t"] / len(up_to))
 
 
 def link_tables(left: Table, right: Table, on: Sequence[str], identifier: str) -> nw.LazyFrame:

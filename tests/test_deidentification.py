@@ -84,7 +84,9 @@ def spark():
     session.stop()
 
 
-@pytest.fixture(params=["pandas", "parquet", "parquet files", "duckdb", "spark"])
+@pytest.fixture(
+    params=["pandas", "pandas text", "pandas arrow", "parquet", "parquet files", "duckdb", "spark"]
+)
 def engine(request, tmp_path):
     """Return a function that hands a pandas frame to an engine."""
 
@@ -97,6 +99,10 @@ def engine(request, tmp_path):
     def hand_over(frame):
         if request.param == "pandas":
             return frame
+        if request.param == "pandas text":
+            return frame.astype({"city": "string", "job": "category"})
+        if request.param == "pandas arrow":
+            return frame.convert_dtypes(dtype_backend="pyarrow")
         if request.param == "parquet":
             frame.to_parquet(tmp_path / "table.parquet")
             return tmp_path / "table.parquet"

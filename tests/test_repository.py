@@ -21,7 +21,14 @@ def test_notebook_keeps_the_contract(path):
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook_has_its_module_tests_and_ledger(path):
-    modules = {"01": "deidentification", "04": "dp_sgd", "06": "federated", "10": "encrypted_regression"}
+    modules = {
+        "01": "deidentification",
+        "02": "reidentification",
+        "03": "mechanisms",
+        "04": "dp_sgd",
+        "06": "federated",
+        "10": "encrypted_regression",
+    }
     module = modules[path.stem[:2]]
     for file in (f"pprml/{module}.py", f"tests/test_{module}.py", f"claims/{path.stem}.yml"):
         assert (ROOT / file).exists(), file
