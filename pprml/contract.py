@@ -1,5 +1,6 @@
 """What a notebook and its prose must be: the checks that every text a reader sees has to pass."""
 
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -160,4 +161,6 @@ def _check_code(cell: nbformat.NotebookNode, where: str, count: int) -> list[Fau
             problems.append(f"ended in {output.ename}")
         if output.get("name") == "stderr":
             problems.append("wrote to stderr")
+        if re.search(r" at 0x[0-9a-f]{6,}", json.dumps(output)):
+            problems.append("shows an object's address: end the cell with what a reader should see")
     return [Fault(where, problem) for problem in problems]

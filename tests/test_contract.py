@@ -105,6 +105,10 @@ def _error(book):
     book.cells[-1].outputs = [new_output("error", ename="ZeroDivisionError", evalue="", traceback=[])]
 
 
+def _address(book):
+    book.cells[-1].outputs = [new_output("stream", name="stdout", text="<Line2D at 0x7f12ab34cd56>\n")]
+
+
 def _stderr(book):
     book.cells[-1].outputs = [new_output("stream", name="stderr", text="warning\n")]
 
@@ -131,6 +135,7 @@ def _code(source):
         (_error, "ended in ZeroDivisionError"),
         (_clock_times, "clock times"),
         (_stderr, "wrote to stderr"),
+        (_address, "an object's address"),
         (_other_kernel, "kernel of the course"),
         (_code("!ls"), "shell escape"),
         (_code("x = 1\n%time f()"), "shell escape"),
