@@ -6,17 +6,14 @@ For teaching. `apply_safe_harbor` follows the form of the HIPAA rule; whether a 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 
 import numpy as np
-import opendp.prelude as dp
 import pandas as pd
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import train_test_split
 from threadpoolctl import threadpool_limits
 
+from pprml._noise import add_laplace
 from pprml.accounting import PrivacyGuarantee, laplace_guarantee
-
-# OpenDP's Laplace mechanism is proved, but its constructors are switched on by hand.
-dp.enable_features("contrib")
 
 #: What Safe Harbor does with a column.
 SAFE_HARBOR_KINDS = ("remove", "date", "age", "postcode", "keep")
@@ -253,9 +250,7 @@ def release_histogram(counts: pd.Series, scale: float) -> tuple[pd.Series, Priva
         raise ValueError("counts must be whole numbers: pass what count_cells returns")
     # Sensitivity 1: adding or removing a record changes one count by 1.
     guarantee = laplace_guarantee(scale, sensitivity=1, unit="record", adjacency="add/remove")
-    space = dp.vector_domain(dp.atom_domain(T="i64"), size=len(counts)), dp.l1_distance(T="i64")
-    mechanism = dp.m.make_laplace(*space, scale=float(scale))
-    return pd.Series(mechanism(counts.tolist()), index=counts.index), guarantee
+    return pd.Series(add_laplace(counts.to_numpy(), scale), index=counts.index), guarantee
 
 
 def attack_differencing(before: np.ndarray, after: np.ndarray, seed: int = 0) -> np.ndarray:

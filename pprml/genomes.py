@@ -7,20 +7,15 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
-import opendp.prelude as dp
 import stdpopsim
 from scipy.optimize import linear_sum_assignment
 from scipy.special import logsumexp
 from scipy.stats import binom
-from sklearn.cluster import KMeans
-from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import confusion_matrix, roc_auc_score, roc_curve
 
+from pprml._noise import add_laplace, check_epsilon
 from pprml.accounting import PrivacyGuarantee, laplace_guarantee
-
-# OpenDP's Laplace mechanism is proved, but its constructors are switched on by hand.
-dp.enable_features("contrib")
 
 #: Three populations with fitted sizes, splits and migration: Yoruba, Utah (European ancestry), Han Chinese.
 DEMOGRAPHY = "OutOfAfrica_3G09"
@@ -157,22 +152,12 @@ def release_frequencies(genotypes: np.ndarray, epsilon: float) -> tuple[np.ndarr
     Returns the counts (SNPs,) and the guarantee for one genome, replace adjacency.
     """
     genotypes = _check_genotypes(genotypes)
-    if not 0 < epsilon <= 1_000:
-        raise ValueError("epsilon must be above 0 and at most 1,000: beyond that nothing is promised")
+    check_epsilon(epsilon)
     sensitivity = 2 * genotypes.shape[1]
     scale = sensitivity / epsilon
-    space = dp.vector_domain(dp.atom_domain(T=int)), dp.l1_distance(T=int)
-    noisy = dp.m.make_laplace(*space, scale=float(scale))(genotypes.sum(axis=0, dtype=int).tolist())
-    return np.array(noisy), laplace_guarantee(scale, sensitivity, unit="record", adjacency="replace")
-
-
-def attack_ancestry(genotypes: np.ndarray, groups: int, seed: int) -> np.ndarray:
-    """Sort people into groups by their genotypes alone: the first principal components, then k-means; return groups (people,)."""
-    genotypes = _check_genotypes(genotypes).astype(float)
-    if groups < 2:
-        raise ValueError("groups must be 2 or more")
-    axes = PCA(n_components=groups - 1, random_state=seed).fit_transform(genotypes)
-    return KMeans(groups, n_init=10, random_state=seed).fit_predict(axes)
+    return add_laplace(genotypes.sum(axis=0, dtype=int), scale), laplace_guarantee(
+        scale, sensitivity, unit="record", adjacency="replace"
+    )
 
 
 def agreement(groups: np.ndarray, truth: np.ndarray) -> float:

@@ -139,12 +139,12 @@ def clip_values(values: np.ndarray, low: float, high: float) -> np.ndarray:
 
 
 def private_sum(
-    values: np.ndarray, low: float, high: float, epsilon: float, rng: np.random.Generator
-) -> float:
-    """Return the sum of clipped values with Laplace noise (add/remove adjacency), from `clip_values` and `laplace_noise`."""
+    values: np.ndarray, low: float, high: float, epsilon: float, rng: np.random.Generator, answers: int = 1
+) -> np.ndarray:
+    """Return `answers` sums of clipped values, each with its own Laplace noise of `epsilon` (add/remove adjacency)."""
     total = clip_values(values, low, high).sum()
     # Sensitivity is the larger bound: one record more or less adds or takes away one clipped value.
-    return float(total + laplace_noise(epsilon, max(abs(low), abs(high)), (), rng))
+    return total + laplace_noise(epsilon, max(abs(low), abs(high)), answers, rng)
 
 
 class Budget:

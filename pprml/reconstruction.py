@@ -7,16 +7,13 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import opendp.prelude as dp
 import pandas as pd
 from scipy.optimize import Bounds, LinearConstraint, linprog, milp
 from scipy.sparse import csr_matrix, hstack, identity, vstack
 from scipy.stats import binom
 
+from pprml._noise import add_laplace, check_epsilon
 from pprml.accounting import PrivacyGuarantee, laplace_guarantee
-
-# OpenDP's Laplace mechanism is proved, but its constructors are switched on by hand.
-dp.enable_features("contrib")
 
 
 class Tables(NamedTuple):
@@ -57,10 +54,10 @@ def answer_privately(
     """Answer the same questions with OpenDP's discrete Laplace noise, fresh in each call; `epsilon` is for all answers together."""
     # One record, replaced: its bit moves every answer by up to 1, so the L1 sensitivity is the number of questions.
     secret, queries = _check_bits(secret, queries)
-    _check_epsilon(epsilon)
+    check_epsilon(epsilon)
     scale = len(queries) / epsilon
     guarantee = laplace_guarantee(scale, 1, "record", "replace", releases=len(queries))
-    return _add_laplace(queries @ secret, scale), guarantee
+    return add_laplace(np.rint(queries @ secret).astype(int), scale), guarantee
 
 
 def attack_least_squares(
@@ -183,10 +180,10 @@ def release_tables(
 
     Returns the numbers, counts before sums (2 x cells,), the scale of the noise on a count, and the guarantee (one record, replace).
     """
-    _check_epsilon(epsilon)
+    check_epsilon(epsilon)
     scale = 4 * tables.number / epsilon
-    counts = _add_laplace(tables.counts @ block, scale)
-    noisy = np.r_[counts, _add_laplace(tables.ages @ block, scale * tables.reach)]
+    counts = add_laplace(np.rint(tables.counts @ block).astype(int), scale)
+    noisy = np.r_[counts, add_laplace(np.rint(tables.ages @ block).astype(int), scale * tables.reach)]
     return noisy, scale, laplace_guarantee(scale, 4, "record", "replace", releases=tables.number)
 
 
@@ -220,16 +217,6 @@ def _solve(cost: np.ndarray, rules: LinearConstraint, most: int, kinds: int) -> 
     if solved.x is None:
         raise ValueError(f"no block gives these tables: are they all of one block? ({solved.message})")
     return np.rint(solved.x[:kinds]).astype(int)
-
-
-def _add_laplace(values: np.ndarray, scale: float) -> np.ndarray:
-    space = dp.vector_domain(dp.atom_domain(T=int)), dp.l1_distance(T=int)
-    return np.array(dp.m.make_laplace(*space, scale=float(scale))(np.rint(values).astype(int).tolist()))
-
-
-def _check_epsilon(epsilon: float) -> None:
-    if not 0 < epsilon <= 1_000:
-        raise ValueError("epsilon must be above 0 and at most 1,000: beyond that nothing is promised")
 
 
 def _rarity(tables: Tables, prior: np.ndarray) -> np.ndarray:

@@ -8,15 +8,12 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import opendp.prelude as dp
 import pandas as pd
 from scipy.spatial.distance import cdist
 from sklearn.neighbors import KNeighborsClassifier
 
+from pprml._noise import add_laplace, check_epsilon
 from pprml.accounting import PrivacyGuarantee, laplace_guarantee
-
-# OpenDP's Laplace mechanism is proved, but its constructors are switched on by hand.
-dp.enable_features("contrib")
 
 WHITE = 255  # the largest pixel: a cell's mean can change by no more
 #: Exploration and preferential return as Song et al. (2010) fitted it to mobile phones: the chance of a new place after S places
@@ -103,10 +100,10 @@ def release_mosaic(
     means = np.rint(cell_means(pictures, cell)).astype(int)
     if means.min() < 0 or means.max() > WHITE:
         raise ValueError("pixels must be 0 to 255: the sensitivity is computed from that range")
-    _check_epsilon(epsilon)
+    check_epsilon(epsilon)
     sensitivity = means[0].size * WHITE
     scale = sensitivity / epsilon
-    noisy = _add_laplace(means, scale).clip(0, WHITE)
+    noisy = add_laplace(means, scale).clip(0, WHITE)
     guarantee = laplace_guarantee(scale, sensitivity, unit="record", adjacency="replace")
     return _paint(noisy, cell, np.shape(pictures)[1:]).astype(float), guarantee
 
@@ -248,24 +245,19 @@ def release_counts(
     L1 sensitivity. `values` of `column` is what is counted: a public list, not one taken from the ratings, where a film that one
     user alone has rated gives her away. The counts, a Series by value, may be negative.
     """
-    _check_epsilon(epsilon)
+    check_epsilon(epsilon)
     if most < 1:
         raise ValueError("most must be 1 or more films a user")
     # Fresh, not seeded: with a seed, one person's presence would decide in advance which ratings of others are drawn.
     shuffled = ratings.sample(frac=1, random_state=np.random.default_rng(secrets.randbits(128)))
     kept = shuffled.drop_duplicates(["user", "film"]).groupby("user").head(most)
     counts = kept[column].value_counts().reindex(list(values), fill_value=0)
-    noisy = pd.Series(_add_laplace(counts.to_numpy(), most / epsilon), counts.index)
+    noisy = pd.Series(add_laplace(counts.to_numpy(), most / epsilon), counts.index)
     return noisy, laplace_guarantee(most / epsilon, most, unit="user", adjacency="add/remove")
 
 
 def _paint(means: np.ndarray, cell: int, shape: tuple[int, int]) -> np.ndarray:
     return means.repeat(cell, axis=1).repeat(cell, axis=2)[:, : shape[0], : shape[1]]
-
-
-def _check_epsilon(epsilon: float) -> None:
-    if not 0 < epsilon < np.inf:
-        raise ValueError(f"epsilon must be finite and above 0, got {epsilon!r}")
 
 
 def _check_pictures(pictures: np.ndarray) -> np.ndarray:
@@ -275,13 +267,6 @@ def _check_pictures(pictures: np.ndarray) -> np.ndarray:
             "pictures must be a finite array (pictures, height, width): add a first axis to a single one"
         )
     return pictures
-
-
-def _add_laplace(values: np.ndarray, scale: float) -> np.ndarray:
-    """Add OpenDP's discrete Laplace noise, which comes from a cryptographic source, to whole numbers."""
-    space = dp.vector_domain(dp.atom_domain(T=int)), dp.l1_distance(T=int)
-    noisy = dp.m.make_laplace(*space, scale=float(scale))(np.ravel(values).tolist())
-    return np.array(noisy).reshape(np.shape(values))
 
 
 def _alone_after(groups: Sequence[np.ndarray]) -> list[bool]:

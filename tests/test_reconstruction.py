@@ -218,7 +218,7 @@ SECRET, QUERIES = draw_queries(12)
             "above 0",
         ),
         (lambda: rec.attack_tables(TABLES, rec.publish_exact(TABLES, draw_block(0)), PRIOR, 5), "no block"),
-        (lambda: rec.release_tables(TABLES, draw_block(0), 1e5), "epsilon"),
+        (lambda: rec.release_tables(TABLES, draw_block(0), 0), "epsilon"),
     ],
 )
 def test_bad_input_is_named(call, message):

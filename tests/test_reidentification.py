@@ -339,7 +339,7 @@ def check_counts(release):
         pytest.approx(2),
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reid, "_add_laplace", lambda values, scale: values)
+        patch.setattr(reid, "add_laplace", lambda values, scale: values)
         assert release(ratings, "film", films, 2.0, 10)[0].sum() == 60 * 10
 
 
@@ -363,7 +363,7 @@ def test_counts_with_too_little_clipping_or_noise_are_rejected(broken):
 
 
 def test_films_off_the_list_are_not_counted_and_stars_are(monkeypatch):
-    monkeypatch.setattr(reid, "_add_laplace", lambda values, scale: values)
+    monkeypatch.setattr(reid, "add_laplace", lambda values, scale: values)
     counts, _ = reid.release_counts(crowd(), "film", [0, 1, 999], 1)
     assert list(counts.index) == [0, 1, 999] and counts[999] == 0
     stars, _ = reid.release_counts(crowd(), "rating", [3.0, 4.0], 1, most=20)
