@@ -195,6 +195,7 @@ def link_tables(left: Table, right: Table, on: Sequence[str], identifier: str) -
             raise ValueError(
                 f"{identifier!r} of the {name} table is missing or used twice: number the rows afresh"
             )
+        # SQL never joins a missing value with a missing value; engines of the pandas kind do.
         keys = (
             frame.drop_nulls(on).group_by(on).agg(nw.len().alias(_SIZE), nw.col(identifier).min().alias(name))
         )

@@ -211,6 +211,13 @@ def test_every_engine_measures_what_plain_python_counts(engine, people):
     check_measures(measure(engine(people)), people)
 
 
+def test_nan_and_null_are_one_missing_value(spark):
+    rows = [(1.0,), (1.0,), (float("nan"),), (None,)]
+    relation = duckdb.sql("SELECT * FROM (VALUES (1.0::DOUBLE), (1.0), ('NaN'::DOUBLE), (NULL)) AS t(age)")
+    for table in (pd.DataFrame(rows, columns=["age"]), relation, spark.createDataFrame(rows, "age double")):
+        assert deid.k_of(table, ["age"]) == 2
+
+
 def test_missing_values_matter_in_this_table(people):
     """The smallest group and the unique rows have a missing value: a measure that drops those cannot pass."""
     known = people.dropna()
