@@ -161,6 +161,6 @@ def _check_code(cell: nbformat.NotebookNode, where: str, count: int) -> list[Fau
             problems.append(f"ended in {output.ename}")
         if output.get("name") == "stderr":
             problems.append("wrote to stderr")
-        if re.search(r" at 0x[0-9a-f]{6,}", json.dumps(output)):
-            problems.append("shows an object's address: end the cell with what a reader should see")
+        if re.search(r" at 0x[0-9a-f]{6,}|\"text/plain\": \"\[?Text\(", json.dumps(output)):
+            problems.append("shows an object, not a result: end the line with a semicolon")
     return [Fault(where, problem) for problem in problems]

@@ -105,6 +105,11 @@ def _error(book):
     book.cells[-1].outputs = [new_output("error", ename="ZeroDivisionError", evalue="", traceback=[])]
 
 
+def _drawing(book):
+    data = {"text/plain": "[Text(0, 0.5, 'Share')]"}
+    book.cells[-1].outputs = [new_output("execute_result", data=data, execution_count=1)]
+
+
 def _address(book):
     book.cells[-1].outputs = [new_output("stream", name="stdout", text="<Line2D at 0x7f12ab34cd56>\n")]
 
@@ -135,7 +140,8 @@ def _code(source):
         (_error, "ended in ZeroDivisionError"),
         (_clock_times, "clock times"),
         (_stderr, "wrote to stderr"),
-        (_address, "an object's address"),
+        (_address, "an object, not a result"),
+        (_drawing, "an object, not a result"),
         (_other_kernel, "kernel of the course"),
         (_code("!ls"), "shell escape"),
         (_code("x = 1\n%time f()"), "shell escape"),
