@@ -1,12 +1,15 @@
 """A table of any kind as a query of the engine that will answer it."""
 
+import ctypes
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import duckdb
 import narwhals as nw
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 
@@ -14,6 +17,9 @@ from pprml._files import name_nearest
 
 #: A pandas frame, the path of a Parquet file (or a pattern of several), or a table of an engine that narwhals speaks to.
 Table = Any
+
+#: So many values of a text column are looked at to tell whether few objects repeat.
+_SAMPLE = 10_000
 
 
 @cache
@@ -65,11 +71,12 @@ def open_table(table: Table, columns: Iterable[str]) -> nw.LazyFrame:
 
 def _open_pandas(frame: pd.DataFrame, columns: list[str]) -> nw.LazyFrame:
     check_columns(frame, columns)
-    for name in columns:
+    text = [name for name in columns if frame[name].dtype == object]
+    with ThreadPoolExecutor() as threads:
+        coded = dict(zip(text, threads.map(_code_text, (frame[name] for name in text)), strict=True))
+    for name in text:
         # DuckDB would read such a column as text, and 1 and "1" as the same value.
-        if frame[name].dtype == object and pd.api.types.infer_dtype(frame[name], skipna=True).startswith(
-            "mixed"
-        ):
+        if coded[name] is None and pd.api.types.infer_dtype(frame[name], skipna=True).startswith("mixed"):
             raise ValueError(f"column {name!r} mixes types: make it one with frame[{name!r}].astype(...)")
     if len({name.lower() for name in columns}) < len(columns):
         raise ValueError("two columns differ only in capitals, which SQL does not tell apart: rename one")
@@ -78,8 +85,26 @@ def _open_pandas(frame: pd.DataFrame, columns: list[str]) -> nw.LazyFrame:
         return nw.from_native(
             _engine().from_arrow(pa.Table.from_pandas(frame[columns], preserve_index=False))
         ).lazy()
-    columns_only = pd.DataFrame({name: frame[name] for name in columns}, copy=False)
-    return nw.from_native(_engine().from_df(columns_only)).lazy()
+    read = {name: frame[name] if coded.get(name) is None else coded[name] for name in columns}
+    return nw.from_native(_engine().from_df(pd.DataFrame(read, copy=False))).lazy()
+
+
+def _code_text(column: pd.Series) -> pd.Categorical | None:
+    """Return a column of Python strings as codes; None where it holds something else, or few values repeat as one object."""
+    values = np.ascontiguousarray(column.to_numpy())
+    # A value that was read from a file is one object wherever it repeats: numbering the addresses is several times faster than
+    # hashing the text, and needs no look at every value's type. `values` keeps the objects alive.
+    addresses = np.ctypeslib.as_array((ctypes.c_ssize_t * len(values)).from_address(values.ctypes.data))
+    if len(pd.unique(addresses[:_SAMPLE])) > _SAMPLE // 10:
+        return None
+    codes, distinct = pd.factorize(addresses)
+    row = np.empty(len(distinct), dtype=np.intp)
+    row[codes] = np.arange(len(codes))  # some row that holds the object
+    objects = values[row]
+    if pd.api.types.infer_dtype(objects, skipna=True) != "string":
+        return None
+    same, texts = pd.factorize(objects)  # equal strings may be several objects; a missing value is -1
+    return pd.Categorical.from_codes(same[codes], texts)
 
 
 def check_columns(frame: pd.DataFrame, columns: Iterable[str]) -> None:
