@@ -98,13 +98,15 @@ def _code_text(column: pd.Series) -> pd.Categorical | None:
     if len(pd.unique(addresses[:_SAMPLE])) > _SAMPLE // 10:
         return None
     codes, distinct = pd.factorize(addresses)
-    row = np.empty(len(distinct), dtype=np.intp)
-    row[codes] = np.arange(len(codes))  # some row that holds the object
-    objects = values[row]
+    objects = np.empty(len(distinct), dtype=object)
+    objects[:] = [ctypes.cast(int(address), ctypes.py_object).value for address in distinct]
     if pd.api.types.infer_dtype(objects, skipna=True) != "string":
         return None
     same, texts = pd.factorize(objects)  # equal strings may be several objects; a missing value is -1
-    return pd.Categorical.from_codes(same[codes], texts)
+    # Every code was numbered just above: checking them again would cost as much as all the rest.
+    return pd.Categorical.from_codes(
+        same.astype(np.min_scalar_type(-len(texts) - 1))[codes], texts, validate=False
+    )
 
 
 def check_columns(frame: pd.DataFrame, columns: Iterable[str]) -> None:
