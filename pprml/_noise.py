@@ -19,6 +19,12 @@ def add_laplace(values: np.ndarray, scale: float) -> np.ndarray:
     return np.array(noisy, dtype=np.int64).reshape(values.shape)
 
 
+def draw_gaussian(size: int, scale: float) -> np.ndarray:
+    """Return discrete Gaussian noise of the given standard deviation on a fine grid, shape (size,), drawn afresh in each call."""
+    space = dp.vector_domain(dp.atom_domain(T=float, nan=False)), dp.l2_distance(T=float)
+    return np.array(dp.m.make_gaussian(*space, scale=float(scale))([0.0] * size))
+
+
 def check_epsilon(epsilon: float) -> None:
     """Refuse an epsilon that is no finite number above 0."""
     if not 0 < epsilon < np.inf:

@@ -1,0 +1,287 @@
+"""The sum of clipped per-example gradients of a Keras model, in one forward and one backward pass.
+
+Backpropagation already computes, for every record, the gradient of each layer's output before its activation. A record's gradient
+with respect to the layer's weights is a product of that and of the layer's input: its norm, and the weighted sum over records, follow
+without a second pass.
+"""
+
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+from tensorflow_privacy.privacy.fast_gradient_clipping import gradient_clipping_utils as graphs
+
+from pprml.dp_sgd._patches import gather_patches
+
+layers = tf.keras.layers
+Loss = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
+#: From the gradient of a layer's output: squared norms of the records' gradients, and their sum under given weights.
+Finish = Callable[[tf.Tensor], tuple[tf.Tensor, Callable[[tf.Tensor], list[tf.Tensor]]]]
+
+
+class SlowGradientsWarning(UserWarning):
+    """The model has a layer without a one-pass rule: gradients are computed one record at a time."""
+
+
+class ClippedSum(NamedTuple):
+    """The sum over records of clipped gradients, one tensor a trainable variable, and each record's norm before clipping."""
+
+    gradients: list[tf.Tensor]
+    norms: tf.Tensor
+
+
+def clipped_gradient_sum(
+    model: tf.keras.Model, x: tf.Tensor, y: tf.Tensor, loss: Loss, clip_norm: float
+) -> ClippedSum:
+    """Sum per-example gradients, each clipped to an L2 norm over all trainable variables together.
+
+    Parameters
+    ----------
+    model : keras.Model
+        Sequential or functional. Dense, Conv2D, Embedding, LayerNormalization, GroupNormalization and layers without weights go in
+        one pass; with anything else the slower, equally exact way is taken and a `SlowGradientsWarning` says why.
+    x : Tensor, shape (batch, ...)
+        Inputs of at least one record.
+    y : Tensor, shape (batch, ...)
+        Labels.
+    loss : callable
+        ``loss(y, output)``, one number a record, shape (batch,).
+    clip_norm : float
+        Largest L2 norm of a record's gradient.
+
+    Returns
+    -------
+    ClippedSum
+        Its sensitivity to adding or removing one record is `clip_norm`.
+
+    Raises
+    ------
+    ValueError
+        The model normalises over the batch or adds losses of its own (no per-example gradient exists), or `clip_norm` is no
+        positive number.
+
+    References
+    ----------
+    Goodfellow 2015, arXiv 1510.01799 (norms from one pass); Rochette, Manoel and Tramel 2019, arXiv 1912.06015 (convolutions).
+    """
+    if not 0 < clip_norm < np.inf:
+        raise ValueError(f"clip_norm must be a positive number, got {clip_norm}")
+    _refuse_shared_records(model)
+    reason = explain_slow(model)
+    if reason:
+        warnings.warn(
+            f"{reason}: gradients are computed one record at a time", SlowGradientsWarning, stacklevel=2
+        )
+        return _sum_by_record(model, x, y, loss, clip_norm)
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        output, calls = graphs.model_forward_pass(model, x, lambda *call: _run_layer(tape, *call))
+        total = tf.reduce_sum(loss(y, output))
+    calls = [call for call in calls if call is not None]
+    at_outputs = tape.gradient(total, [before for _, before, _ in calls])
+    finished = [finish(gradient) for (_, _, finish), gradient in zip(calls, at_outputs, strict=True)]
+    norms = tf.sqrt(tf.add_n([squared for squared, _ in finished]))
+    weights = _clip_weights(norms, clip_norm)
+    by_variable = {}
+    for (layer, _, _), (_, weigh) in zip(calls, finished, strict=True):
+        by_variable |= zip(map(id, layer.trainable_variables), weigh(weights), strict=True)
+    return ClippedSum([by_variable[id(variable)] for variable in model.trainable_variables], norms)
+
+
+def explain_slow(model: tf.keras.Model) -> str | None:
+    """Return why a model's gradients cannot be had in one pass, or None where they can."""
+    if not graphs.has_internal_compute_graph(model):
+        return f"{type(model).__name__} is no Sequential or functional model"
+    used = [layer for layer in _list_calls(model) if layer.trainable_variables]
+    for layer in used:
+        rule = _RULES.get(type(layer))
+        if rule is None or not rule.covers(layer):
+            return f"layer {layer.name!r} ({type(layer).__name__}) has no one-pass rule"
+    variables = Counter(id(variable) for layer in used for variable in layer.trainable_variables)
+    if set(variables) != {id(variable) for variable in model.trainable_variables}:
+        return "the model has weights outside its layers"
+    if max(variables.values(), default=1) > 1:
+        return "a layer or its weights are used more than once"
+    return None
+
+
+def _list_calls(model: tf.keras.Model) -> Iterator[tf.keras.layers.Layer]:
+    for nodes in model._nodes_by_depth.values():
+        for node in nodes:
+            if graphs.has_internal_compute_graph(node.layer):
+                yield from _list_calls(node.layer)
+            elif not node.is_input:
+                yield node.layer
+
+
+def _refuse_shared_records(model: tf.keras.Model) -> None:
+    for layer in model._flatten_layers():
+        if isinstance(layer, layers.BatchNormalization):
+            raise ValueError(
+                f"layer {layer.name!r} normalises over the batch: one record's output depends on the others', so clipping a record's "
+                "gradient does not bound its influence; use LayerNormalization or GroupNormalization"
+            )
+    if model.losses:
+        raise ValueError(
+            "the model adds losses of its own (a regularizer): no record's gradient holds them; remove them"
+        )
+
+
+def _clip_weights(norms: tf.Tensor, clip_norm: float) -> tf.Tensor:
+    return tf.minimum(1.0, clip_norm / tf.maximum(norms, 1e-12))
+
+
+def _sum_by_record(model, x, y, loss, clip_norm) -> ClippedSum:
+    def one(record):
+        inputs, label = record
+        with tf.GradientTape() as tape:
+            value = tf.reduce_sum(loss(label[None], model(inputs[None], training=True)))
+        gradients = tape.gradient(value, model.trainable_variables, unconnected_gradients="zero")
+        return [tf.convert_to_tensor(gradient) for gradient in gradients]  # an embedding's is sparse
+
+    each = tf.vectorized_map(one, (tf.convert_to_tensor(x), tf.convert_to_tensor(y)))
+    squared = [tf.reduce_sum(tf.square(g), axis=list(range(1, len(g.shape)))) for g in each]
+    norms = tf.sqrt(tf.add_n(squared))
+    weights = _clip_weights(norms, clip_norm)
+    return ClippedSum([tf.tensordot(weights, gradient, 1) for gradient in each], norms)
+
+
+def _run_layer(tape: tf.GradientTape, layer: tf.keras.layers.Layer, args, kwargs):
+    """Return a layer's output and, where it has weights, (layer, output before activation, rule for its gradient)."""
+    if not layer.trainable_variables:
+        training = {"training": True} if getattr(layer, "_expects_training_arg", False) else {}
+        return layer(*args, **kwargs | training), None
+    (inputs,) = args
+    before, finish = _RULES[type(layer)].run(layer, inputs)
+    tape.watch(before)
+    activation = getattr(layer, "activation", None)
+    return activation(before) if activation else before, (layer, before, finish)
+
+
+def _sum_squares(tensor: tf.Tensor) -> tf.Tensor:
+    """Sum of squares over all axes but the first."""
+    return tf.reduce_sum(tf.square(tensor), axis=list(range(1, len(tensor.shape))))
+
+
+def _finish_products(layer, inputs: tf.Tensor, gradient: tf.Tensor, reorder: Callable):
+    """Finish a layer whose output at each position is input @ kernel + bias; shapes (batch, positions, entries)."""
+    kernels = tf.matmul(gradient, inputs, transpose_a=True)  # (batch, outputs, entries)
+    squared = _sum_squares(kernels)
+    if layer.use_bias:
+        biases = tf.reduce_sum(gradient, axis=1)
+        squared += _sum_squares(biases)
+
+    def weigh(weights):
+        shape = kernels.shape[1:]
+        total = tf.matmul(weights[None], tf.reshape(kernels, [-1, shape[0] * shape[1]]))
+        sums = [reorder(tf.reshape(total, shape))]
+        return [*sums, tf.linalg.matvec(biases, weights, transpose_a=True)] if layer.use_bias else sums
+
+    return squared, weigh
+
+
+def _run_dense(layer, inputs: tf.Tensor) -> tuple[tf.Tensor, Finish]:
+    before = tf.matmul(inputs, layer.kernel)
+    before = before + layer.bias if layer.use_bias else before
+
+    def finish(gradient):
+        if len(inputs.shape) > 2:
+            by_position = tf.reshape(inputs, [tf.shape(inputs)[0], -1, inputs.shape[-1]])
+            gradient = tf.reshape(gradient, [tf.shape(inputs)[0], -1, gradient.shape[-1]])
+            return _finish_products(layer, by_position, gradient, tf.transpose)
+        # The gradient is an outer product: its norm is the product of the two norms.
+        squared = _sum_squares(gradient) * (_sum_squares(inputs) + float(layer.use_bias))
+
+        def weigh(weights):
+            weighted = weights[:, None] * gradient
+            sums = [tf.matmul(inputs, weighted, transpose_a=True)]
+            return [*sums, tf.reduce_sum(weighted, axis=0)] if layer.use_bias else sums
+
+        return squared, weigh
+
+    return before, finish
+
+
+def _run_conv2d(layer, inputs: tf.Tensor) -> tuple[tf.Tensor, Finish]:
+    before = tf.nn.conv2d(inputs, layer.kernel, layer.strides, layer.padding.upper())
+    before = before + layer.bias if layer.use_bias else before
+
+    def finish(gradient):
+        patches, columns_first = gather_patches(inputs, layer)
+        height, width, channels, outputs = layer.kernel.shape
+        entries = [width, height] if columns_first else [height, width]
+
+        def reorder(kernel):
+            order = [2, 1, 3, 0] if columns_first else [1, 2, 3, 0]
+            return tf.transpose(tf.reshape(kernel, [outputs, *entries, channels]), order)
+
+        gradient = tf.reshape(gradient, [-1, gradient.shape[1] * gradient.shape[2], outputs])
+        return _finish_products(layer, patches, gradient, reorder)
+
+    return before, finish
+
+
+def _run_embedding(layer, inputs: tf.Tensor) -> tuple[tf.Tensor, Finish]:
+    tokens = tf.cast(inputs, tf.int32)
+    before = tf.gather(layer.embeddings, tokens)
+
+    def finish(gradient):
+        width = gradient.shape[-1]
+        flat = tf.reshape(tokens, [tf.shape(tokens)[0], -1])
+        gradient = tf.reshape(gradient, [tf.shape(tokens)[0], -1, width])
+        # A token that appears twice in a record gathers both gradients before the norm is taken.
+        same = tf.cast(flat[:, :, None] == flat[:, None, :], gradient.dtype)
+        squared = tf.reduce_sum(same * tf.matmul(gradient, gradient, transpose_b=True), axis=[1, 2])
+
+        def weigh(weights):
+            weighted = tf.reshape(weights[:, None, None] * gradient, [-1, width])
+            return [tf.math.unsorted_segment_sum(weighted, tf.reshape(flat, [-1]), layer.input_dim)]
+
+        return squared, weigh
+
+    return before, finish
+
+
+def _run_normalization(layer, inputs: tf.Tensor) -> tuple[tf.Tensor, Finish]:
+    plain = type(layer).from_config({**layer.get_config(), "scale": False, "center": False})
+    normalized = plain(inputs)
+    axes = [layer.axis] if isinstance(layer.axis, int) else list(layer.axis)
+    axes = [axis % len(inputs.shape) for axis in axes]
+    shape = [inputs.shape[axis] if axis in axes else 1 for axis in range(len(inputs.shape))]
+    others = [axis for axis in range(1, len(inputs.shape)) if axis not in axes]
+    before = normalized * tf.reshape(layer.gamma, shape) if layer.scale else normalized
+    before = before + tf.reshape(layer.beta, shape) if layer.center else before
+
+    def finish(gradient):
+        parts = [gradient * normalized] if layer.scale else []
+        parts += [gradient] if layer.center else []
+        each = [tf.reduce_sum(part, axis=others) for part in parts]
+
+        def weigh(weights):
+            return [tf.tensordot(weights, part, 1) for part in each]
+
+        return tf.add_n([_sum_squares(part) for part in each]), weigh
+
+    return before, finish
+
+
+class _Rule(NamedTuple):
+    run: Callable
+    covers: Callable[[tf.keras.layers.Layer], bool] = lambda layer: True
+
+
+_RULES = {
+    layers.Dense: _Rule(_run_dense),
+    layers.Conv2D: _Rule(
+        _run_conv2d,
+        lambda layer: (
+            layer.groups == 1 and layer.dilation_rate == (1, 1) and layer.data_format == "channels_last"
+        ),
+    ),
+    # A masked embedding hands its mask to later layers, which this pass does not.
+    layers.Embedding: _Rule(_run_embedding, lambda layer: not layer.mask_zero),
+    layers.LayerNormalization: _Rule(_run_normalization),
+    layers.GroupNormalization: _Rule(_run_normalization),
+}
