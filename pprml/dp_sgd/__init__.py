@@ -4,7 +4,7 @@ from pprml.dp_sgd._gradients import ClippedSum, SlowGradientsWarning, clipped_gr
 from pprml.dp_sgd._measures import attack_by_threshold, make_cnn, measure_accuracy
 from pprml.dp_sgd._sampling import PoissonBatches
 from pprml.dp_sgd._tfp import make_registry
-from pprml.dp_sgd._training import Trained, train
+from pprml.dp_sgd._training import Trained, make_steps, train
 
 __all__ = [
     "ClippedSum",
@@ -16,6 +16,7 @@ __all__ = [
     "explain_slow",
     "make_cnn",
     "make_registry",
+    "make_steps",
     "measure_accuracy",
     "train",
 ]

@@ -104,7 +104,7 @@ def train(
     guarantee = batches.guarantee(noise_multiplier, delta) if noise_multiplier and delta is not None else None
     # Keyword arguments, as TensorFlow's losses demand them.
     by_record = (lambda y, z: loss(labels=y, logits=z)) if loss.__module__.startswith("tensorflow") else loss
-    sum_gradients, update = _make_steps(model, by_record, clip_norm, learning_rate, momentum)
+    sum_gradients, update = make_steps(model, by_record, clip_norm, learning_rate, momentum)
     state = _State(model, checkpoint, every)
     if checkpoint is not None:
         how = [learning_rate, momentum, clip_norm, noise_multiplier, getattr(loss, "__name__", "loss")]
@@ -130,8 +130,18 @@ def train(
     return Trained(model, guarantee)
 
 
-def _make_steps(model, loss, clip_norm, learning_rate, momentum):
-    """Return the sum of (clipped) gradients of a batch as one flat tensor, and the descent along it."""
+def make_steps(
+    model: tf.keras.Model, loss: Loss, clip_norm: float | None, learning_rate: float, momentum: float
+) -> tuple[Callable, Callable]:
+    """Return the two halves of a step, compiled.
+
+    Returns
+    -------
+    sum_gradients : callable
+        ``sum_gradients(x, y)``: the sum of a batch's gradients, clipped where `clip_norm` is given, as one flat tensor.
+    update : callable
+        ``update(mean, velocity)``: one step of descent with momentum along a flat mean; changes the variable `velocity` and the model.
+    """
     variables = model.trainable_variables
 
     @tf.function(reduce_retracing=True, autograph=False)

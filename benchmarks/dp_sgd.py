@@ -1,0 +1,163 @@
+"""One step of DP-SGD: ours against the plain step, TF Privacy's three ways, Opacus and jax-privacy, each in turn.
+
+The tutorials' convolutional network and an MLP. A step is the whole of it: gradients, clipping, noise, momentum. Opacus and jax-privacy
+run in environments of their own, in processes that wait between their turns; each side reports the median of several steps.
+"""
+
+import atexit
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+from tensorflow_privacy import DPKerasSGDOptimizer, VectorizedDPKerasSGDOptimizer
+from tensorflow_privacy.privacy.keras_models.dp_keras_model import DPSequential
+
+from benchmarks.run import Case
+from pprml import ROOT, dp_sgd
+
+PEERS = {
+    "opacus": ["opacus==1.6.0", "torch==2.15.0", "numpy==2.4.6"],
+    "jax_privacy": ["jax-privacy==2.0.0", "jax==0.10.2", "jaxlib==0.10.2", "optax==0.2.8"],
+}
+BATCHES = (64, 256, 1024, 4096)
+#: The optimizers of the tutorials need memory with the square of the batch.
+LARGEST_FOR_OPTIMIZER = 128
+NETWORKS = ("CNN", "MLP")
+L = tf.keras.layers
+_LOSS = tf.nn.sparse_softmax_cross_entropy_with_logits
+
+
+def build(network: str) -> list[tf.keras.layers.Layer]:
+    """Return the layers of TF Privacy's tutorial network (26,010 parameters) or of an MLP (535,818)."""
+    if network == "MLP":
+        hidden = [L.Dense(512, activation="relu"), L.Dense(256, activation="relu")]
+        return [L.Flatten(input_shape=(28, 28, 1)), *hidden, L.Dense(10)]
+    first = L.Conv2D(16, 8, strides=2, padding="same", activation="relu", input_shape=(28, 28, 1))
+    second = [L.MaxPool2D(2, 1), L.Conv2D(32, 4, strides=2, activation="relu"), L.MaxPool2D(2, 1)]
+    return [first, *second, L.Flatten(), L.Dense(32, activation="relu"), L.Dense(10)]
+
+
+@cache
+def make_step(network: str, batch: int, mode: str) -> Callable[[], None]:
+    """Return a function that takes one step, compiled already."""
+    tf.keras.utils.set_random_seed(0)
+    x = tf.constant(np.random.default_rng(1).normal(size=(batch, 28, 28, 1)), tf.float32)
+    y = tf.constant(np.random.default_rng(2).integers(0, 10, batch), tf.int32)
+    optimizer, reduction = tf.keras.optimizers.SGD(0.1, 0.9), "sum"
+    if mode.startswith("DPSequential"):
+        registry = dp_sgd.make_registry() if mode.endswith("Conv2D registered") else None
+        model = DPSequential(1.0, 1.0, use_xla=False, layer_registry=registry, layers=build(network))
+    else:
+        model = tf.keras.Sequential(build(network))
+    if mode.endswith("Optimizer"):
+        kind = {"DPKerasSGDOptimizer": DPKerasSGDOptimizer}.get(mode, VectorizedDPKerasSGDOptimizer)
+        optimizer, reduction = kind(1.0, 1.0, num_microbatches=batch, learning_rate=0.1, momentum=0.9), "none"
+    model.compile(optimizer, tf.keras.losses.SparseCategoricalCrossentropy(True, reduction=reduction))
+    if mode == "one pass":
+        by_record = lambda y, z: _LOSS(labels=y, logits=z)  # noqa: E731
+        size = sum(int(np.prod(variable.shape)) for variable in model.trainable_variables)
+        velocity = tf.Variable(tf.zeros(size))
+        add, update = dp_sgd.make_steps(model, by_record, 1.0, 0.1, 0.9)
+        batches = dp_sgd.PoissonBatches(batch, batch, 1, 0)
+
+        def step():
+            update((add(x, y) + batches.draw_noise(0, size, 1.0)) / batch, velocity)
+    else:
+        compiled = tf.function(lambda x, y: model.train_step((x, y)), autograph=False)
+
+        def step():
+            compiled(x, y)
+
+    step()
+    return step
+
+
+def take_steps(network: str, batch: int, mode: str) -> dict[str, float]:
+    """Return the median seconds of a few steps here."""
+    step, taken = make_step(network, batch, mode), []
+    for _ in range(count_steps(batch)):
+        start = time.perf_counter()
+        step()
+        taken.append(time.perf_counter() - start)
+    return {"seconds": statistics.median(taken)}
+
+
+def count_steps(batch: int) -> int:
+    """Return how many steps make one measurement: fewer, the longer they are."""
+    return max(5, 4096 // batch)
+
+
+@cache
+def start_peer(name: str) -> subprocess.Popen:
+    """Start a peer's process, which waits for requests."""
+    uv = shutil.which("uv") or ROOT / ".uv" / "bin" / "uv"
+    command = [str(uv), "run", "--quiet", "--isolated", "--no-project", "--python", sys.executable]
+    for requirement in PEERS[name]:
+        command += ["--with", requirement]
+    program = Path(__file__).parent / "peers" / f"{name}_steps.py"
+    environment = {
+        key: value for key, value in os.environ.items() if key not in ("VIRTUAL_ENV", "PYTHONPATH")
+    }
+    process = subprocess.Popen(
+        [*command, "python", str(program)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment | {"CUDA_VISIBLE_DEVICES": ""},
+    )
+    atexit.register(process.kill)
+    return process
+
+
+def ask_peer(name: str, network: str, batch: int, mode: str) -> dict[str, float]:
+    """Return the median seconds of a few steps of a peer."""
+    process = start_peer(name)
+    request = dict(network=network, batch=batch, mode=mode, steps=count_steps(batch))
+    process.stdin.write(json.dumps(request) + "\n")
+    process.stdin.flush()
+    answer = process.stdout.readline()
+    if not answer:
+        raise RuntimeError(f"{name} ended: {network}, batch {batch}, {mode}")
+    return json.loads(answer)
+
+
+def list_cases() -> list[Case]:
+    cases = []
+    for network in NETWORKS:
+        for batch in BATCHES:
+            peers = {"plain": None, "DPSequential, Conv2D registered": None, "DPSequential": None}
+            if network == "MLP":
+                del peers[
+                    "DPSequential, Conv2D registered"
+                ]  # dense layers are registered by TF Privacy itself
+            for mode in (
+                "hooks",
+                "ghost",
+                "hooks, channels_last",
+                "ghost, channels_last",
+                "plain",
+                "plain, compiled",
+            ):
+                if network == "CNN" or "channels_last" not in mode:
+                    peers[f"Opacus, {mode}"] = ("opacus", mode)
+            peers |= {"jax-privacy": ("jax_privacy", "private"), "JAX, plain": ("jax_privacy", "plain")}
+            cases += [_compare(network, batch, name, peer) for name, peer in peers.items()]
+        cases += [_compare(network, 64, f"{kind}DPKerasSGDOptimizer", None) for kind in ("Vectorized", "")]
+        cases.append(_compare(network, LARGEST_FOR_OPTIMIZER, "VectorizedDPKerasSGDOptimizer", None))
+    return cases
+
+
+def _compare(network: str, batch: int, name: str, peer: tuple[str, str] | None) -> Case:
+    def theirs() -> dict[str, float]:
+        return ask_peer(peer[0], network, batch, peer[1]) if peer else take_steps(network, batch, name)
+
+    return Case(f"{network}, batch {batch}, {name}", lambda: take_steps(network, batch, "one pass"), theirs)
