@@ -13,6 +13,7 @@ from typing import TypeVar
 
 import numpy as np
 from scipy.optimize import brentq
+from scipy.special import xlogy
 from scipy.stats import norm
 
 Answer = TypeVar("Answer")
@@ -210,9 +211,11 @@ def naive_fixed_seed(answers: np.ndarray, epsilon: float, seed: int) -> Question
 def naive_laplace(value: float, scale: float, uniform: np.ndarray) -> np.ndarray:
     """Add Laplace noise as textbooks and `numpy.random.Generator.laplace` do: uniform numbers in [0, 1), a logarithm, doubles."""
     uniform = np.asarray(uniform, float)
-    with np.errstate(divide="ignore"):  # a uniform number of exactly 0 gives an infinite answer, once in 2^53
-        # Not 2 - 2 * uniform: the two subtractions round, as numpy's do, and the attack needs the very same doubles.
-        return value - scale * np.where(uniform >= 0.5, np.log(2 - uniform - uniform), -np.log(2 * uniform))
+    # Not 2 - 2 * uniform: the two subtractions round, as numpy's do, and the attack needs the very same doubles. Nor np.log, whose last
+    # bit depends on the processor: xlogy takes the C library's logarithm, as numpy's generator does. Exactly 0 gives infinity.
+    return value - scale * np.where(
+        uniform >= 0.5, xlogy(1.0, 2 - uniform - uniform), -xlogy(1.0, 2 * uniform)
+    )
 
 
 def attack_difference(ask: Question, groups: list[np.ndarray], target: int, repeats: int = 1) -> bool:
