@@ -26,6 +26,7 @@ def test_notebook_has_its_module_tests_and_ledger(path):
         "02": "reidentification",
         "03": "mechanisms",
         "04": "dp_sgd",
+        "05": "auditing",
         "06": "federated",
         "10": "encrypted_regression",
     }

@@ -1,0 +1,300 @@
+"""The audits catch each planted fault, pass the honest training, and their bounds are bounds.
+
+Audits of the planted faults run at 99.9 % confidence: with a fresh seed an honest training would be caught in fewer
+than 1 run of 1,000. The tests of the bounds count how often one exceeds the truth; each states its own error rate.
+"""
+
+import math
+from functools import cache, partial
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from scipy.special import expit
+from scipy.stats import binom
+from sklearn.datasets import load_digits
+from sklearn.linear_model import LogisticRegression
+from sklearn.tree import DecisionTreeClassifier
+
+from pprml import accounting, auditing, dp_sgd, membership
+from pprml.planted_faults import FAULTS, Recipe, publish_updates
+
+DELTA = 0.01
+#: Every other record in each batch, and two records: a batch's size tells much.
+SMALL = Recipe(steps=8, sampling_rate=0.5, batch_size=1, noise_multiplier=2.0)
+#: One record in ten, one pass: a loader that goes through the data in order loses the amplification.
+PASSES = Recipe(steps=10, sampling_rate=0.1, batch_size=1, noise_multiplier=1.0)
+
+
+@cache
+def promise(recipe):
+    return recipe.guarantee(DELTA)
+
+
+def audit(recipe, fault=None, background=1, **options):
+    train = partial(publish_updates, recipe=recipe, fault=fault)
+    options = {"runs": 3000, "confidence": 0.999, **options}
+    return auditing.audit_many_runs(train, promise(recipe), background=background, **options)
+
+
+@pytest.mark.parametrize("recipe, background", [(SMALL, 1), (PASSES, 9)], ids=["small", "passes"])
+def test_an_honest_training_passes(recipe, background):
+    assert not audit(recipe, background=background, runs=6000).caught
+
+
+def test_an_honest_training_is_looked_at_closely():
+    found = audit(SMALL)
+    assert 0.2 * found.claim.epsilon < found.epsilon_bound
+
+
+@pytest.mark.parametrize("fault", [fault for fault in FAULTS if fault != "in order"])
+def test_each_fault_is_caught(fault):
+    found = audit(SMALL, fault)
+    assert found.caught and "CAUGHT" in str(found) and "confidence 0.999" in str(found)
+
+
+def test_batches_in_order_that_claim_to_be_poisson_are_caught():
+    assert audit(PASSES, "in order", background=9, runs=6000).caught
+
+
+def test_faults_that_a_single_score_would_miss_are_caught_by_the_one_made_for_them():
+    assert audit(SMALL, "realised batch").score == "least noise"
+    assert audit(SMALL, "reused noise").score == "spread between steps"
+
+
+def test_an_audit_that_knows_too_little_does_not_catch():
+    """Faults are caught by what they do, not by chance: with too few runs even half the noise stays hidden."""
+    assert not audit(SMALL, "half noise", runs=100).caught
+
+
+def test_honest_training_is_caught_no_more_often_than_stated():
+    # 40 audits at 80 %: a false-alarm rate of 20 % would give more than 17 with probability 0.1 %.
+    caught = [audit(SMALL, runs=100, confidence=0.8, seed=seed).caught for seed in range(40)]
+    assert sum(caught) <= 17
+
+
+def report_with_chatter(rng, bit, runs):
+    """Randomised response with epsilon 1, and 100 random bits beside it: each score is 'reported 1, and this bit is set'."""
+    reported = (rng.random(runs) < expit(1.0)) == bit
+    chatter = rng.random((100, runs)) < 0.5
+    return {str(place): (reported & bits).astype(float) for place, bits in enumerate(chatter)}
+
+
+def test_bound_from_many_runs_holds_and_the_best_of_the_same_runs_does_not():
+    # The truth is 1 for every score. 200 repeats at 80 %: a rate of 20 % would give more than 58 with probability 0.1 %.
+    rng, split, same = np.random.default_rng(0), 0, 0
+    for _ in range(200):
+        out, inside = (report_with_chatter(rng, bit, 400) for bit in (False, True))
+        split += auditing.bound_by_split(out, inside, 0.0, 0.8)[0] > 1
+        # The twin judges on the runs that it chose on.
+        again = ({name: np.tile(half[:200], 2) for name, half in world.items()} for world in (out, inside))
+        same += auditing.bound_by_split(*again, 0.0, 0.8)[0] > 1
+    assert split <= 58
+    assert same > 58
+
+
+def guess_coins(rng, epsilon, canaries):
+    """Coins reported by randomised response, in an order of confidence that means nothing: the bound is tight for it."""
+    return rng.random(canaries) < expit(epsilon)
+
+
+def test_bound_from_one_run_holds_and_its_maximum_over_numbers_of_guesses_does_not():
+    # 400 repeats at 95 %, as above.
+    rng, fixed, maximised = np.random.default_rng(1), 0, 0
+    for _ in range(400):
+        right = guess_coins(rng, 1.0, 500).cumsum()
+        bounds = [
+            auditing.bound_epsilon_one_run(500, k, int(right[k - 1]), 0.0, 0.95)
+            for k in (50, 100, 200, 350, 500)
+        ]
+        fixed += bounds[2] > 1
+        maximised += max(bounds) > 1
+    assert 4 <= fixed <= 35  # tight: it is nearly as often above the truth as it may be
+    assert maximised > 35
+
+
+def test_bound_from_one_run_is_below_the_truth_for_gaussian_noise():
+    truth = accounting.gaussian_guarantee(sigma=1.0, sensitivity=1.0, delta=1e-5).epsilon
+    rng, bounds = np.random.default_rng(2), []
+    for _ in range(200):
+        coins = rng.random(2000) < 0.5
+        order = np.argsort(coins + rng.normal(0, 1, 2000))
+        correct = coins[order[-100:]].sum() + (~coins[order[:100]]).sum()
+        bounds.append(auditing.bound_epsilon_one_run(2000, 200, int(correct), 1e-5, 0.95))
+    # A rate of 5 % would give more than 20 of 200 with probability 0.1 %; the bound is loose here and gives none.
+    assert np.sum(np.array(bounds) > truth) <= 20
+    assert np.mean(bounds) > 0.3 * truth
+
+
+def test_bound_from_one_run_is_where_the_p_value_meets_the_level():
+    epsilon = auditing.bound_epsilon_one_run(1000, 100, 90, 0.0, 0.95)
+    assert binom.sf(89, 100, expit(epsilon)) == pytest.approx(0.05, rel=1e-6)
+    assert auditing.bound_epsilon_one_run(1000, 100, 90, 1e-4, 0.95) < epsilon  # delta costs
+    # Written out by hand: P(right >= v) + 2 m delta max_i P(v > right >= v - i) / i.
+    with_delta = auditing.bound_epsilon_one_run(1000, 100, 90, 1e-5, 0.95)
+    q = expit(with_delta)
+    slack = max(sum(binom.pmf(90 - j, 100, q) for j in range(1, i + 1)) / i for i in range(1, 91))
+    assert binom.sf(89, 100, q) + 2 * 1000 * 1e-5 * slack == pytest.approx(0.05, rel=1e-6)
+    assert auditing.bound_epsilon_one_run(1000, 100, 50, 0.0, 0.95) == 0
+
+
+def test_bound_from_many_runs_is_clopper_and_pearsons():
+    # 0 of 1,000: the upper end solves (1 - p)^1000 = 0.025; 1,000 of 1,000: the lower end is 0.025^(1/1000).
+    expected = math.log((0.025 ** (1 / 1000) - 0.01) / (1 - 0.025 ** (1 / 1000)))
+    assert auditing.bound_epsilon(1000, 0, 1000, 0.01, 0.95) == pytest.approx(expected)
+    assert auditing.bound_epsilon(0, 1000, 1000, 0.0, 0.95) == 0
+
+
+def publish_by_training(x, y, seed, clip_norm, noise_multiplier, learning_rate=1e-6):
+    """Every update of `dp_sgd.train`, four steps of all records, as sums."""
+    layer = tf.keras.layers.Dense(2, use_bias=False, kernel_initializer="zeros", input_shape=x.shape[1:])
+    batches, updates = dp_sgd.PoissonBatches(len(x), len(x), 4, seed), []
+    how = dict(
+        learning_rate=learning_rate, clip_norm=clip_norm, noise_multiplier=noise_multiplier, momentum=0.0
+    )
+    observe = lambda step, update: updates.append(update)  # noqa: E731
+    dp_sgd.train([layer], x.astype(np.float32), y, batches, **how, observe=observe)
+    return np.reshape(updates, (4, -1, 2)) * len(x)
+
+
+def test_one_run_audits_the_training_of_chapter_04():
+    claim = dp_sgd.PoissonBatches(400, 400, 4, 0).guarantee(noise_multiplier=4.0, delta=1e-5)
+    options = dict(canaries=800, guesses=200, confidence=0.999)
+    honest = auditing.audit_one_run(
+        partial(publish_by_training, clip_norm=1.0, noise_multiplier=4.0), claim, **options
+    )
+    assert not honest.caught and honest.epsilon_bound > 0
+    # The twin with a hundredth of the noise, and the one that neither clips nor adds any.
+    quiet = auditing.audit_one_run(
+        partial(publish_by_training, clip_norm=1.0, noise_multiplier=0.04), claim, **options
+    )
+    assert quiet.caught
+    bare = partial(publish_by_training, clip_norm=None, noise_multiplier=0.0, learning_rate=1e-9)
+    assert auditing.audit_one_run(bare, claim, **options).caught
+
+
+def test_the_numpy_training_publishes_what_that_of_chapter_04_does():
+    x, y = auditing.plant_canaries(5)
+    by_training = publish_by_training(x, y, 0, clip_norm=1.0, noise_multiplier=0.0)
+    by_numpy = publish_updates(x, y, 0, Recipe(4, 1.0, 1, 0.0))
+    np.testing.assert_allclose(by_training, by_numpy, atol=1e-5)
+    assert np.abs(by_numpy).max() > 0.7
+
+
+DIGITS = load_digits(return_X_y=True)
+
+
+def fit_digits(training, validation, seed, leaked=0.0, model=DecisionTreeClassifier):
+    """Fit to the training records, and to a share of the validation records that should have stayed out."""
+    count = int(leaked * len(validation[1]))
+    x, y = (np.concatenate([a, b[:count]]) for a, b in zip(training, validation, strict=True))
+    fitted = model().fit(x, y)
+    return lambda x, y: -np.log(np.maximum(fitted.predict_proba(x)[np.arange(len(y)), y], 1e-9))
+
+
+def test_leaked_validation_records_are_caught():
+    # Level 0.001: with a fresh seed the honest fit would be caught in 1 run of 1,000.
+    options = dict(held_out=400, level=0.001)
+    assert not auditing.audit_held_out(fit_digits, *DIGITS, **options).caught
+    assert auditing.audit_held_out(partial(fit_digits, leaked=1.0), *DIGITS, **options).caught
+    assert auditing.audit_held_out(partial(fit_digits, leaked=0.5), *DIGITS, **options).caught
+
+
+def test_held_out_records_raise_a_false_alarm_no_more_often_than_stated():
+    # 60 splits at 5 %: more than 10 with probability 0.1 %.
+    fit = partial(fit_digits, model=partial(DecisionTreeClassifier, max_depth=5))
+    assert sum(auditing.audit_held_out(fit, *DIGITS, 300, seed=seed).caught for seed in range(60)) <= 10
+
+
+def shadow_models(models=12, records=200, seed=0):
+    """Logistic regressions on digits that are half noise: they remember, and every model is the target's like."""
+    rng = np.random.default_rng(seed)
+    x = DIGITS[0][:records] + rng.normal(0, 8, (records, 64))
+    y = DIGITS[1][:records]
+    members = rng.random((models, records)) < 0.5
+    fits = [LogisticRegression(max_iter=300).fit(x[side], y[side]) for side in members]
+    return np.stack([fit.decision_function(x) for fit in fits]), y, members
+
+
+def auc(scores, members):
+    return np.mean(scores[members][:, None] > scores[~members])
+
+
+def test_attacks_find_members_and_nothing_where_the_members_are_made_up():
+    logits, y, members = shadow_models()
+    statistics, shadows = membership.scale_confidence(logits, y), slice(1, None)
+    made_up = np.random.default_rng(5).random(members.shape[1]) < 0.5
+    for scores in (
+        membership.attack_lira(statistics[0], statistics[shadows], members[shadows]),
+        membership.attack_by_model(logits[0], logits[shadows], members[shadows], y),
+    ):
+        # Two samples of about 100: a blind guess has an AUC of 0.5 with sd 0.04.
+        assert auc(scores, members[0]) > 0.75
+        assert abs(auc(scores, made_up) - 0.5) < 0.16
+
+
+def test_lira_is_the_ratio_of_two_normal_densities():
+    rng = np.random.default_rng(3)
+    members = np.tile([[True], [False]], (200, 30))
+    shadows = rng.normal(np.where(members, 2.0, -1.0), 1.5)
+    target = np.linspace(-4, 5, 30)
+    # For means 2 and -1 and one deviation the log-ratio is 3 (t - 0.5) / 1.5^2; 200 models give each mean to 0.1.
+    np.testing.assert_allclose(
+        membership.attack_lira(target, shadows, members), 3 * (target - 0.5) / 2.25, atol=1.2
+    )
+
+
+def test_scaled_confidence_is_the_log_odds_of_the_label():
+    logits = np.array([[2.0, 0.0, -1.0], [800.0, 0.0, 0.0]])
+    probability = np.exp(logits[0]) / np.exp(logits[0]).sum()
+    values = membership.scale_confidence(logits, np.array([1, 0]))
+    assert values[0] == pytest.approx(math.log(probability[1] / (1 - probability[1])))
+    assert values[1] == pytest.approx(800 - math.log(2))  # 1 - p itself would round to zero
+
+
+def test_tpr_is_measured_at_no_more_than_the_rate_asked_for():
+    outside = np.arange(100.0)
+    inside = np.array([50.0, 98.0, 98.5, 99.0, 200.0])
+    assert membership.measure_tpr(inside, outside, 0.01)[0] == pytest.approx(
+        3 / 5
+    )  # threshold 98, one of 100 is above
+    assert membership.measure_tpr(inside, outside, 0.0)[0] == pytest.approx(1 / 5)  # threshold 99
+    share, low, high = membership.measure_tpr(inside, outside, 0.01)
+    assert low == pytest.approx(0.1466, abs=1e-4) and high == pytest.approx(0.9473, abs=1e-4)
+
+
+def test_exposure_is_the_rank_in_bits():
+    likelihoods = np.random.default_rng(0).permutation(1024).astype(float)
+    ranked = np.argsort(-likelihoods)
+    assert membership.measure_exposure(likelihoods, ranked[0]) == 10
+    assert membership.measure_exposure(likelihoods, ranked[1]) == 9
+    assert membership.measure_exposure(likelihoods, ranked[-1]) == 0
+    mean = np.mean([membership.measure_exposure(likelihoods, secret) for secret in range(1024)])
+    assert mean == pytest.approx(1 / math.log(2), abs=0.02)  # what a secret that nobody saw has on average
+
+
+CLAIM = accounting.gaussian_guarantee(1.0, 1.0, DELTA)
+
+
+@pytest.mark.parametrize(
+    "call, fault",
+    [
+        (lambda: auditing.audit_many_runs(publish_updates, CLAIM, runs=10), "100 or more"),
+        (lambda: auditing.audit_many_runs(publish_updates, CLAIM, confidence=1.0), "confidence"),
+        (lambda: auditing.audit_one_run(publish_updates, CLAIM, canaries=10, guesses=20), "guesses"),
+        (lambda: auditing.audit_one_run(publish_updates, CLAIM, confidence=math.nan), "confidence"),
+        (
+            lambda: auditing.audit_one_run(
+                publish_updates, accounting.gaussian_guarantee(1.0, 1.0, DELTA, adjacency="replace")
+            ),
+            "cannot judge a claim",
+        ),
+        (lambda: auditing.bound_epsilon_one_run(10, 5, 6, 0.0, 0.95), "correct <= guesses"),
+        (lambda: auditing.audit_held_out(fit_digits, *DIGITS, held_out=1700), "held_out"),
+        (lambda: publish_updates(*auditing.plant_canaries(2), 0, SMALL, fault="none"), "fault must be"),
+        (lambda: membership.attack_lira(np.zeros(3), np.zeros((2, 3)), np.ones((2, 3), bool)), "train more"),
+    ],
+)
+def test_bad_input_is_refused(call, fault):
+    with pytest.raises(ValueError, match=fault):
+        call()
