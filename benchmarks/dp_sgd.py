@@ -31,6 +31,8 @@ PEERS = {
 BATCHES = (64, 256, 1024, 4096)
 #: The optimizers of the tutorials need memory with the square of the batch.
 LARGEST_FOR_OPTIMIZER = 128
+#: Seconds after which no further step is begun in one measurement.
+LIMIT = 1.0
 NETWORKS = ("CNN", "MLP")
 L = tf.keras.layers
 _LOSS = tf.nn.sparse_softmax_cross_entropy_with_logits
@@ -84,7 +86,7 @@ def make_step(network: str, batch: int, mode: str) -> Callable[[], None]:
 def take_steps(network: str, batch: int, mode: str) -> dict[str, float]:
     """Return the median seconds of a few steps here."""
     step, taken = make_step(network, batch, mode), []
-    for _ in range(count_steps(batch)):
+    while len(taken) < count_steps(batch) and sum(taken) < LIMIT:
         start = time.perf_counter()
         step()
         taken.append(time.perf_counter() - start)
@@ -121,7 +123,7 @@ def start_peer(name: str) -> subprocess.Popen:
 def ask_peer(name: str, network: str, batch: int, mode: str) -> dict[str, float]:
     """Return the median seconds of a few steps of a peer."""
     process = start_peer(name)
-    request = dict(network=network, batch=batch, mode=mode, steps=count_steps(batch))
+    request = dict(network=network, batch=batch, mode=mode, steps=count_steps(batch), limit=LIMIT)
     process.stdin.write(json.dumps(request) + "\n")
     process.stdin.flush()
     answer = process.stdout.readline()

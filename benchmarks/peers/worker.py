@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 
 def serve(make_step: Callable[[str, int, str], Callable[[], None]]) -> None:
-    """Answer requests ``{"network", "batch", "mode", "steps"}`` with the median seconds of a step.
+    """Answer requests ``{"network", "batch", "mode", "steps", "limit"}`` with the median seconds of a step, of `steps` or of `limit` seconds.
 
     Parameters
     ----------
@@ -23,7 +23,7 @@ def serve(make_step: Callable[[str, int, str], Callable[[], None]]) -> None:
             made[key] = make_step(*key)
             made[key]()  # compilation is not counted
         taken = []
-        for _ in range(request["steps"]):
+        while len(taken) < request["steps"] and sum(taken) < request["limit"]:
             start = time.perf_counter()
             made[key]()
             taken.append(time.perf_counter() - start)
