@@ -35,7 +35,6 @@ LARGEST_FOR_OPTIMIZER = 128
 LIMIT = 1.0
 NETWORKS = ("CNN", "MLP")
 L = tf.keras.layers
-_LOSS = tf.nn.sparse_softmax_cross_entropy_with_logits
 
 
 def build(network: str) -> list[tf.keras.layers.Layer]:
@@ -65,10 +64,9 @@ def make_step(network: str, batch: int, mode: str) -> Callable[[], None]:
         optimizer, reduction = kind(1.0, 1.0, num_microbatches=batch, learning_rate=0.1, momentum=0.9), "none"
     model.compile(optimizer, tf.keras.losses.SparseCategoricalCrossentropy(True, reduction=reduction))
     if mode == "one pass":
-        by_record = lambda y, z: _LOSS(labels=y, logits=z)  # noqa: E731
         size = sum(int(np.prod(variable.shape)) for variable in model.trainable_variables)
         velocity = tf.Variable(tf.zeros(size))
-        add, update = dp_sgd.make_steps(model, by_record, 1.0, 0.1, 0.9)
+        add, update = dp_sgd.make_steps(model, dp_sgd.softmax_loss, 1.0, 0.1, 0.9)
         batches = dp_sgd.PoissonBatches(batch, batch, 1, 0)
 
         def step():

@@ -16,7 +16,7 @@ from tensorflow_privacy.privacy.fast_gradient_clipping import clip_grads, layer_
 from tensorflow_privacy.privacy.keras_models.dp_keras_model import DPSequential
 
 from pprml import accounting, dp_sgd
-from pprml.dp_sgd import _gradients, _tfp
+from pprml.dp_sgd import _gradients, _sampling, _tfp
 
 L = tf.keras.layers
 RNG = np.random.default_rng(0)
@@ -128,6 +128,18 @@ def test_each_step_draws_its_noise_afresh(monkeypatch):
     assert noise_correlation() > 0.9  # the twin that adds the same noise at every step
 
 
+def test_batches_and_noise_are_drawn_apart():
+    # One stream for both would tell who joined from the noise. 10,000 numbers: independent ones correlate with sd 0.01.
+    batches = dp_sgd.PoissonBatches(1000, 100, 2, 3)
+
+    def correlate(one, other):
+        return np.corrcoef(*(batches._generator(*key).random(10_000) for key in (one, other)))[0, 1]
+
+    for other in ((_sampling._NOISE, 0), (_sampling._BATCH, 1)):
+        assert abs(correlate((_sampling._BATCH, 0), other)) < 0.05
+    assert correlate((_sampling._BATCH, 0), (_sampling._BATCH, 0)) > 0.99  # the twin with one stream
+
+
 class _Half(dp_sgd.PoissonBatches):
     """Draws exactly the first half of the records, whatever is expected."""
 
@@ -205,11 +217,7 @@ def test_impossible_batches_are_refused(size, steps):
 
 # Clipped sums in one pass
 
-LOSS = tf.nn.sparse_softmax_cross_entropy_with_logits
-
-
-def loss(y, z):
-    return LOSS(labels=y, logits=z)
+loss = dp_sgd.softmax_loss
 
 
 def build_residual():

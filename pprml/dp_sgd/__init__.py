@@ -1,6 +1,12 @@
 """DP-SGD: the sampler that the accountant assumes, clipped sums in one pass, and training that can be interrupted."""
 
-from pprml.dp_sgd._gradients import ClippedSum, SlowGradientsWarning, clipped_gradient_sum, explain_slow
+from pprml.dp_sgd._gradients import (
+    ClippedSum,
+    SlowGradientsWarning,
+    clipped_gradient_sum,
+    explain_slow,
+    softmax_loss,
+)
 from pprml.dp_sgd._measures import attack_by_threshold, make_cnn, measure_accuracy
 from pprml.dp_sgd._sampling import PoissonBatches
 from pprml.dp_sgd._tfp import make_registry
@@ -18,5 +24,6 @@ __all__ = [
     "make_registry",
     "make_steps",
     "measure_accuracy",
+    "softmax_loss",
     "train",
 ]

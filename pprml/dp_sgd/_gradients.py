@@ -33,6 +33,11 @@ class ClippedSum(NamedTuple):
     norms: tf.Tensor
 
 
+def softmax_loss(y: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+    """Return the cross-entropy of each record: whole labels (batch,), one logit a class (batch, classes)."""
+    return tf.nn.sparse_softmax_cross_entropy_with_logits(labels=y, logits=logits)
+
+
 def clipped_gradient_sum(
     model: tf.keras.Model, x: tf.Tensor, y: tf.Tensor, loss: Loss, clip_norm: float
 ) -> ClippedSum:

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from pprml._files import write_whole
 from pprml.accounting import PrivacyGuarantee
-from pprml.dp_sgd._gradients import Loss, clipped_gradient_sum
+from pprml.dp_sgd._gradients import Loss, clipped_gradient_sum, softmax_loss
 from pprml.dp_sgd._sampling import PoissonBatches
 
 
@@ -36,7 +36,7 @@ def train(
     momentum: float = 0.9,
     *,
     delta: float | None = None,
-    loss: Loss = tf.nn.sparse_softmax_cross_entropy_with_logits,
+    loss: Loss = softmax_loss,
     max_batch: int = 8192,
     checkpoint: Path | str | None = None,
     every: int = 10,
@@ -99,12 +99,10 @@ def train(
     """
     model = network if isinstance(network, tf.keras.Model) else tf.keras.Sequential(list(network))
     _check_training(x, y, batches, learning_rate, momentum, clip_norm, noise_multiplier, max_batch, every)
-    if loss is tf.nn.sparse_softmax_cross_entropy_with_logits:
+    if loss is softmax_loss:
         _check_labels(y, model.output_shape[-1])
     guarantee = batches.guarantee(noise_multiplier, delta) if noise_multiplier and delta is not None else None
-    # Keyword arguments, as TensorFlow's losses demand them.
-    by_record = (lambda y, z: loss(labels=y, logits=z)) if loss.__module__.startswith("tensorflow") else loss
-    sum_gradients, update = make_steps(model, by_record, clip_norm, learning_rate, momentum)
+    sum_gradients, update = make_steps(model, loss, clip_norm, learning_rate, momentum)
     state = _State(model, checkpoint, every)
     if checkpoint is not None:
         how = [learning_rate, momentum, clip_norm, noise_multiplier, getattr(loss, "__name__", "loss")]
