@@ -66,11 +66,11 @@ def make_step(network: str, batch: int, mode: str) -> Callable[[], None]:
     if mode == "one pass":
         size = sum(int(np.prod(variable.shape)) for variable in model.trainable_variables)
         velocity = tf.Variable(tf.zeros(size))
-        add, update = dp_sgd.make_steps(model, dp_sgd.softmax_loss, 1.0, 0.1, 0.9)
+        _, forward = dp_sgd.make_steps(model, dp_sgd.softmax_loss, 1.0, 0.1, 0.9, batch)
         batches = dp_sgd.PoissonBatches(batch, batch, 1, 0)
 
         def step():
-            update((add(x, y) + batches.draw_noise(0, size, 1.0)) / batch, velocity)
+            forward(x, y, batches.draw_noise(0, size, 1.0), velocity)
     else:
         compiled = tf.function(lambda x, y: model.train_step((x, y)), autograph=False)
 

@@ -253,12 +253,19 @@ def build_wide():
     )
 
 
+def build_uneven():
+    """Strides that do not divide the kernels, for few channels and for many."""
+    first = L.Conv2D(9, (5, 3), strides=(3, 2), activation="tanh", input_shape=(10, 9, 2))
+    return tf.keras.Sequential([first, L.Conv2D(5, 3, strides=2, padding="same"), L.Flatten(), L.Dense(3)])
+
+
 TOKENS = np.random.default_rng(8).integers(0, 4, (12, 7))  # few, so that they repeat within a record
 MODELS = {
     "residual": (build_residual, X),
     "text": (build_text, TOKENS),
     "nested": (build_nested, X),
     "wide": (build_wide, X),
+    "uneven": (build_uneven, X),
     "cnn": (
         lambda: tf.keras.Sequential(dp_sgd.make_cnn()),
         RNG.normal(size=(12, 28, 28, 1)).astype(np.float32),
@@ -372,6 +379,10 @@ class _Nobody(dp_sgd.PoissonBatches):
 
 def test_an_empty_batch_still_gets_its_noise():
     nobody = _Nobody(RECORDS, 20, 1, 0)
+    convolutional, labels = dp_sgd.make_cnn(), np.zeros(RECORDS, int)
+    pictures = np.zeros((RECORDS, 28, 28, 1), np.float32)
+    model = dp_sgd.train(convolutional, pictures, labels, nobody, 0.1, 1.0, 1.0).model
+    assert all(np.isfinite(weights).all() for weights in model.get_weights())
     assert np.abs(one_step(batches=nobody, clip_norm=0.5)).max() == 0
     # 903 weights: the relative sd of a standard deviation is 2.4 %.
     assert one_step(batches=nobody, clip_norm=0.5, noise_multiplier=2.0).std() == pytest.approx(

@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow_privacy.privacy.fast_gradient_clipping import gradient_clipping_utils as graphs
 
-from pprml.dp_sgd._patches import gather_patches
+from pprml.dp_sgd._patches import multiply_patches
 
 layers = tf.keras.layers
 Loss = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
@@ -167,20 +167,20 @@ def _run_layer(tape: tf.GradientTape, layer: tf.keras.layers.Layer, args, kwargs
 
 def _sum_squares(tensor: tf.Tensor) -> tf.Tensor:
     """Sum of squares over all axes but the first."""
-    return tf.reduce_sum(tf.square(tensor), axis=list(range(1, len(tensor.shape))))
+    flat = tf.reshape(tensor, [-1, int(np.prod(tensor.shape[1:]))])
+    return tf.reduce_sum(tf.square(flat), axis=1)
 
 
-def _finish_products(layer, inputs: tf.Tensor, gradient: tf.Tensor, reorder: Callable):
-    """Finish a layer whose output at each position is input @ kernel + bias; shapes (batch, positions, entries)."""
-    kernels = tf.matmul(gradient, inputs, transpose_a=True)  # (batch, outputs, entries)
+def _finish_kernels(layer, kernels: tf.Tensor, gradient: tf.Tensor, reorder: Callable):
+    """Finish a layer from its records' kernel gradients and the gradient of its output (batch, ..., outputs)."""
     squared = _sum_squares(kernels)
     if layer.use_bias:
-        biases = tf.reduce_sum(gradient, axis=1)
+        biases = tf.reduce_sum(gradient, axis=list(range(1, len(gradient.shape) - 1)))
         squared += _sum_squares(biases)
 
     def weigh(weights):
         shape = kernels.shape[1:]
-        total = tf.matmul(weights[None], tf.reshape(kernels, [-1, shape[0] * shape[1]]))
+        total = tf.matmul(weights[None], tf.reshape(kernels, [-1, int(np.prod(shape))]))
         sums = [reorder(tf.reshape(total, shape))]
         return [*sums, tf.linalg.matvec(biases, weights, transpose_a=True)] if layer.use_bias else sums
 
@@ -195,7 +195,8 @@ def _run_dense(layer, inputs: tf.Tensor) -> tuple[tf.Tensor, Finish]:
         if len(inputs.shape) > 2:
             by_position = tf.reshape(inputs, [tf.shape(inputs)[0], -1, inputs.shape[-1]])
             gradient = tf.reshape(gradient, [tf.shape(inputs)[0], -1, gradient.shape[-1]])
-            return _finish_products(layer, by_position, gradient, tf.transpose)
+            kernels = tf.matmul(by_position, gradient, transpose_a=True)
+            return _finish_kernels(layer, kernels, gradient, tf.identity)
         # The gradient is an outer product: its norm is the product of the two norms.
         squared = _sum_squares(gradient) * (_sum_squares(inputs) + float(layer.use_bias))
 
@@ -214,16 +215,8 @@ def _run_conv2d(layer, inputs: tf.Tensor) -> tuple[tf.Tensor, Finish]:
     before = before + layer.bias if layer.use_bias else before
 
     def finish(gradient):
-        patches, columns_first = gather_patches(inputs, layer)
-        height, width, channels, outputs = layer.kernel.shape
-        entries = [width, height] if columns_first else [height, width]
-
-        def reorder(kernel):
-            order = [2, 1, 3, 0] if columns_first else [1, 2, 3, 0]
-            return tf.transpose(tf.reshape(kernel, [outputs, *entries, channels]), order)
-
-        gradient = tf.reshape(gradient, [-1, gradient.shape[1] * gradient.shape[2], outputs])
-        return _finish_products(layer, patches, gradient, reorder)
+        kernels, reorder = multiply_patches(inputs, gradient, layer)
+        return _finish_kernels(layer, kernels, gradient, reorder)
 
     return before, finish
 

@@ -3,7 +3,7 @@
 import tensorflow as tf
 from tensorflow_privacy.privacy.fast_gradient_clipping import layer_registry
 
-from pprml.dp_sgd._patches import gather_patches
+from pprml.dp_sgd._patches import multiply_patches
 
 layers = tf.keras.layers
 
@@ -29,12 +29,10 @@ def _register_conv2d(layer, args, kwargs, tape, num_microbatches=None):
     tape.watch(before_activation)
 
     def squared_norms(gradient: tf.Tensor) -> tf.Tensor:
-        # A convolution is a dense layer on patches: the kernel's gradient is the sum of patch x output gradient over positions.
-        gradient = tf.reshape(gradient, [-1, gradient.shape[1] * gradient.shape[2], gradient.shape[3]])
-        kernel = tf.matmul(gradient, gather_patches(inputs, layer)[0], transpose_a=True)
-        norms = tf.reduce_sum(tf.square(kernel), axis=[1, 2])
+        kernels, _ = multiply_patches(inputs, gradient, layer)
+        norms = tf.reduce_sum(tf.square(kernels), axis=list(range(1, len(kernels.shape))))
         if layer.use_bias:
-            norms += tf.reduce_sum(tf.square(tf.reduce_sum(gradient, axis=1)), axis=1)
+            norms += tf.reduce_sum(tf.square(tf.reduce_sum(gradient, axis=[1, 2])), axis=1)
         return norms
 
     return before_activation, layer.activation(before_activation), squared_norms

@@ -102,26 +102,30 @@ def train(
     if loss is softmax_loss:
         _check_labels(y, model.output_shape[-1])
     guarantee = batches.guarantee(noise_multiplier, delta) if noise_multiplier and delta is not None else None
-    sum_gradients, update = make_steps(model, loss, clip_norm, learning_rate, momentum)
+    sum_gradients, step_forward = make_steps(
+        model, loss, clip_norm, learning_rate, momentum, batches.batch_size
+    )
     state = _State(model, checkpoint, every)
     if checkpoint is not None:
         how = [learning_rate, momentum, clip_norm, noise_multiplier, getattr(loss, "__name__", "loss")]
         state.resume(_fingerprint(model, x, y, batches, how))
-    sizes = [int(np.prod(variable.shape)) for variable in model.trainable_variables]
+    size = state.velocity.shape[0]
     for step in tqdm(
         range(state.step, batches.steps), initial=state.step, total=batches.steps, disable=not progress
     ):
         chosen = batches.draw(step)
-        total = tf.zeros(state.velocity.shape)  # what an empty batch sums to
-        for start in range(0, len(chosen), max_batch):
+        # Sensitivity is clip_norm: each record's gradient is clipped in the sums that the noise is added to.
+        rest = (
+            batches.draw_noise(step, size, noise_multiplier * clip_norm)
+            if noise_multiplier
+            else np.zeros(size, np.float32)
+        )
+        starts = range(0, len(chosen), max_batch)
+        for start in starts[:-1]:
             part = chosen[start : start + max_batch]
-            total += sum_gradients(x[part], y[part])
-        if noise_multiplier:
-            # Sensitivity is clip_norm: each record's gradient was clipped in the sum.
-            total += batches.draw_noise(step, sum(sizes), noise_multiplier * clip_norm)
-        # Dividing by the batch that was drawn would make the noise depend on the data.
-        mean = total / batches.batch_size
-        update(mean, state.velocity)
+            rest = rest + sum_gradients(x[part], y[part])
+        last = chosen[starts[-1] :] if starts else chosen
+        mean = step_forward(x[last], y[last], rest, state.velocity)
         if observe:
             observe(step, mean.numpy())
         state.advance(last=step + 1 == batches.steps)
@@ -129,21 +133,26 @@ def train(
 
 
 def make_steps(
-    model: tf.keras.Model, loss: Loss, clip_norm: float | None, learning_rate: float, momentum: float
+    model: tf.keras.Model,
+    loss: Loss,
+    clip_norm: float | None,
+    learning_rate: float,
+    momentum: float,
+    batch_size: int,
 ) -> tuple[Callable, Callable]:
-    """Return the two halves of a step, compiled.
+    """Return the sum of gradients and a step of descent, compiled.
 
     Returns
     -------
     sum_gradients : callable
         ``sum_gradients(x, y)``: the sum of a batch's gradients, clipped where `clip_norm` is given, as one flat tensor.
-    update : callable
-        ``update(mean, velocity)``: one step of descent with momentum along a flat mean; changes the variable `velocity` and the model.
+    step : callable
+        ``step(x, y, rest, velocity)``: adds `rest` (noise, and the sums of earlier parts of the batch) to the sum of gradients, divides by
+        the expected `batch_size`, takes one step with momentum, which changes the variable `velocity` and the model, and returns the mean.
     """
     variables = model.trainable_variables
 
-    @tf.function(reduce_retracing=True, autograph=False)
-    def sum_gradients(x, y):
+    def add_up(x, y):
         if clip_norm is None:
             with tf.GradientTape() as tape:
                 total = tf.reduce_sum(loss(y, model(x, training=True)))
@@ -152,14 +161,24 @@ def make_steps(
             gradients = clipped_gradient_sum(model, x, y, loss, clip_norm).gradients
         return tf.concat([tf.reshape(gradient, [-1]) for gradient in gradients], axis=0)
 
-    @tf.function(autograph=False)
-    def update(mean, velocity):
+    def descend(total, velocity):
+        # Dividing by the batch that was drawn would make the noise depend on the data.
+        mean = total / batch_size
         velocity.assign(momentum * velocity - learning_rate * mean)
         parts = tf.split(velocity, [int(np.prod(variable.shape)) for variable in variables])
         for variable, part in zip(variables, parts, strict=True):
             variable.assign_add(tf.reshape(part, variable.shape))
+        return mean
 
-    return sum_gradients, update
+    compiled = dict(reduce_retracing=True, autograph=False)
+    some = tf.function(lambda x, y, rest, velocity: descend(add_up(x, y) + rest, velocity), **compiled)
+    nobody = tf.function(descend, **compiled)
+
+    def step(x, y, rest, velocity):
+        # Poisson sampling may draw nobody, and not all of TensorFlow's kernels take a batch of none.
+        return some(x, y, rest, velocity) if len(x) else nobody(rest, velocity)
+
+    return tf.function(add_up, **compiled), step
 
 
 class _State:
