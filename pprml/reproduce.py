@@ -3,6 +3,7 @@
 import argparse
 import hashlib
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -34,8 +35,8 @@ def fingerprint(path: Path) -> str:
     """Return a digest of all that a notebook's outputs depend on: its code, the package and the lock."""
     cells = [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
     digest = hashlib.sha256(json.dumps(cells).encode())
-    for part in [*sorted((ROOT / "pprml").glob("*.py")), ROOT / "uv.lock"]:
-        digest.update(part.name.encode() + b"\0" + part.read_bytes())
+    for part in [*sorted((ROOT / "pprml").rglob("*.py")), ROOT / "uv.lock"]:
+        digest.update(str(part.relative_to(ROOT)).encode() + b"\0" + part.read_bytes())
     return digest.hexdigest()
 
 
@@ -44,6 +45,17 @@ def _read_state() -> dict[str, dict]:
         return json.loads(STATE.read_text("utf-8"))
     except (FileNotFoundError, json.JSONDecodeError):
         return {}  # at worst a notebook is run once more
+
+
+def _why_not(kernel: str, kernels: dict[str, str]) -> str | None:
+    """Say why a track's kernel cannot run here, or None where it can."""
+    if kernel not in kernels:
+        return f"{kernel} is not set up"
+    python = json.loads((Path(kernels[kernel]) / "kernel.json").read_text("utf-8"))["argv"][0]
+    # A registered kernel outlives its environment.
+    return (
+        None if shutil.which(python) else f"{kernel} has lost its environment: no {Path(python).name} there"
+    )
 
 
 def reproduce(names: Sequence[str] = (), force: bool = False) -> int:
@@ -74,10 +86,8 @@ def reproduce(names: Sequence[str] = (), force: bool = False) -> int:
         if not force and ran and state.get(path.stem, {}).get("fingerprint") == now:
             print(f"{path.stem}: unchanged since it was run here")
             continue
-        if kernel not in kernels:
-            skipped.append(
-                f"{path.stem}: skipped, {kernel} is not set up (run `make {kernel.removeprefix('pprml-')}`)"
-            )
+        if reason := _why_not(kernel, kernels):
+            skipped.append(f"{path.stem}: skipped, {reason} (run `make {kernel.removeprefix('pprml-')}`)")
             continue
         known = state.get(path.stem, {}).get("seconds") or expected.get(path.stem, {}).get("seconds")
         run = run_notebook(path, known)

@@ -102,6 +102,50 @@ def test_a_kernel_that_is_not_set_up_is_reported_and_skipped(course, capsys):
     assert path.read_text() == text
 
 
+def test_a_kernel_whose_environment_is_gone_is_reported_and_skipped(course, capsys, tmp_path, monkeypatch):
+    gone = tmp_path / "kernels" / "pprml-gone"
+    gone.mkdir(parents=True)
+    argv = [str(tmp_path / "nowhere" / "python"), "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    (gone / "kernel.json").write_text(
+        json.dumps({"argv": argv, "display_name": "gone", "language": "python"})
+    )
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
+    first, second = (
+        write_book(course / "01_a.ipynb", "print(1)"),
+        write_book(course / "02_b.ipynb", "print(2)"),
+    )
+    first.write_text(first.read_text().replace("pprml-core", "pprml-gone"))
+    assert reproduce.main(["reproduce"]) == 0
+    said = capsys.readouterr().out
+    assert "01_a: skipped, pprml-gone has lost its environment" in said and "make gone" in said
+    assert outputs(first) == [[]] and outputs(second)[0][0].text == "2\n"
+
+
+def test_a_notebook_runs_in_the_kernel_that_it_names(course):
+    """On the kernel of another track where that is set up; on the core track's otherwise."""
+    kernels = reproduce.KernelSpecManager().find_kernel_specs()
+    kernel = next(
+        (k for k in ("pprml-mpc", "pprml-pytorch") if not reproduce._why_not(k, kernels)), "pprml-core"
+    )
+    path = write_book(course / "01_a.ipynb", "import sys; print(sys.prefix)")
+    path.write_text(path.read_text().replace("pprml-core", kernel))
+    assert reproduce.main(["reproduce"]) == 0
+    folder = {"pprml-core": ".venv"}.get(kernel, f".venv-{kernel.removeprefix('pprml-')}")
+    assert outputs(path)[0][0].text.strip() == str(ROOT / folder)
+
+
+def test_a_changed_module_of_a_package_counts_as_changed(course, tmp_path, monkeypatch):
+    path = write_book(course / "01_a.ipynb", "print(1)")
+    package = tmp_path / "root" / "pprml" / "topic"
+    package.mkdir(parents=True)
+    (package / "part.py").write_text("a = 1\n")
+    (tmp_path / "root" / "uv.lock").write_text("")
+    monkeypatch.setattr(reproduce, "ROOT", tmp_path / "root")
+    old = reproduce.fingerprint(path)
+    (package / "part.py").write_text("a = 2\n")
+    assert reproduce.fingerprint(path) != old
+
+
 def test_a_disk_that_fills_leaves_the_old_notebook(course, capsys):
     path = write_book(course / "01_a.ipynb", "print('x' * 200_000)")
     before = path.read_bytes()
