@@ -29,6 +29,7 @@ def test_notebook_has_its_module_tests_and_ledger(path):
         "05": "auditing",
         "06": "federated",
         "10": "encrypted_regression",
+        "11": "encrypted_inference",
         "12": "multiparty",
     }
     module = modules[path.stem[:2]]
