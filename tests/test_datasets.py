@@ -29,6 +29,7 @@ def test_every_entry_names_licence_source_and_checksums():
         ("febrl4", [(5_000, 10), (5_000, 10), (5_000,)]),
         ("gss_wages", [(61_697, 11)]),
         ("movielens", [(100_004, 4)]),
+        ("nace_rev2", [(996, 10)]),
         ("resume_names", [(4_870, 27)]),
         ("us_age_sex", [(101, 3)]),
         ("us_zip_population", [(32_976,)]),
@@ -71,6 +72,11 @@ def test_ratings_carry_no_title_and_call_backs_are_those_published():
         "afam": 157,
         "cauc": 235,
     }
+
+
+def test_the_prose_is_long_enough_to_train_and_to_test_on():
+    text = " ".join(datasets.load("nace_rev2")["This_item_includes"].dropna())
+    assert len(text) == 297_921 and text.startswith("This section includes the exploitation of vegetal")
 
 
 def test_febrl_links_are_those_of_the_library():
