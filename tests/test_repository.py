@@ -28,6 +28,7 @@ def test_notebook_has_its_module_tests_and_ledger(path):
         "04": "dp_sgd",
         "05": "auditing",
         "06": "federated",
+        "07": "federated_privacy",
         "10": "encrypted_regression",
         "11": "encrypted_inference",
         "12": "multiparty",
