@@ -29,6 +29,8 @@ def test_notebook_has_its_module_tests_and_ledger(path):
         "05": "auditing",
         "06": "federated",
         "07": "federated_privacy",
+        "08": "federated_text_and_ratings",
+        "09": "flower_app",
         "10": "encrypted_regression",
         "11": "encrypted_inference",
         "12": "multiparty",
