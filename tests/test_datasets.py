@@ -30,6 +30,7 @@ def test_every_entry_names_licence_source_and_checksums():
         ("gss_wages", [(61_697, 11)]),
         ("movielens", [(100_004, 4)]),
         ("nace_rev2", [(996, 10)]),
+        ("plays", [(110_501, 3)]),
         ("resume_names", [(4_870, 27)]),
         ("us_age_sex", [(101, 3)]),
         ("us_zip_population", [(32_976,)]),
@@ -72,6 +73,16 @@ def test_ratings_carry_no_title_and_call_backs_are_those_published():
         "afam": 157,
         "cauc": 235,
     }
+
+
+def test_each_role_of_a_play_speaks_its_own_lines():
+    plays = datasets.load("plays")
+    roles = plays.groupby(["play", "role"]).size()
+    assert plays["play"].nunique() == 38 and len(roles) == 1426 and (roles >= 2).sum() == 1283
+    first = plays[plays["play"] == "hamlet"].head(2)
+    assert first["role"].tolist() == ["BERNARDO", "FRANCISCO"] and first["line"].iloc[0] == "Who's there?"
+    # Stage directions are nobody's lines.
+    assert not plays["line"].str.match(r"^(_|\*|#)").any()
 
 
 def test_the_prose_is_long_enough_to_train_and_to_test_on():

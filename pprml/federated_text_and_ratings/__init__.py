@@ -1,0 +1,70 @@
+"""Phones that learn to type and to recommend: what they send instead of the text and the ratings, and what that tells.
+
+`_text` predicts the next character, `_ratings` fits item factors to users who keep their own, `_hitters` counts words.
+"""
+
+from pprml.federated_text_and_ratings._hitters import choose_words, count_words, release_words
+from pprml.federated_text_and_ratings._ratings import (
+    Ratings,
+    attack_liked_films,
+    attack_rated_films,
+    build_ratings_process,
+    fit_pooled,
+    fit_users,
+    init_items,
+    measure_rmse,
+    predict_offsets,
+    predict_ratings,
+    predict_user_mean,
+    score_guess,
+    split_ratings,
+    sum_offsets,
+    train_items,
+)
+from pprml.federated_text_and_ratings._text import (
+    SYMBOLS,
+    WIDTH,
+    build_text_model,
+    build_text_process,
+    encode_text,
+    frame_text,
+    init_text_weights,
+    measure_ngram_accuracy,
+    measure_text_accuracy,
+    score_secrets,
+    split_roles,
+    train_text,
+)
+
+__all__ = [
+    "SYMBOLS",
+    "WIDTH",
+    "Ratings",
+    "attack_liked_films",
+    "attack_rated_films",
+    "build_ratings_process",
+    "build_text_model",
+    "build_text_process",
+    "choose_words",
+    "count_words",
+    "encode_text",
+    "fit_pooled",
+    "fit_users",
+    "frame_text",
+    "init_items",
+    "init_text_weights",
+    "measure_ngram_accuracy",
+    "measure_rmse",
+    "measure_text_accuracy",
+    "predict_offsets",
+    "predict_ratings",
+    "predict_user_mean",
+    "release_words",
+    "score_guess",
+    "score_secrets",
+    "split_ratings",
+    "split_roles",
+    "sum_offsets",
+    "train_items",
+    "train_text",
+]
