@@ -22,6 +22,23 @@ def split_rows(X: Any, y: Any, parties: int = 3, seed: int = 0, sort_by: str | N
     return [table.iloc[part] for part in np.array_split(np.arange(len(table)), parties)]
 
 
+def scale_rows(table: Any) -> np.ndarray:
+    """Check one party's patients and return their rows: a one, then the columns, the target last, in agreed spreads; (n, d + 2)."""
+    names = np.array(table.columns)
+    if unknown := ", ".join(set(names) - set(REFERENCE)):
+        raise ValueError(f"no agreed reference for column {unknown}: add it to REFERENCE")
+    if not 1 <= len(table) <= MAX_ROWS or names[-1] != TARGET:
+        raise ValueError(f"expected 1 to {MAX_ROWS} rows and {TARGET} as the last column")
+    middle, spread = np.array([REFERENCE[name] for name in names], float).T
+    scaled = (table.to_numpy(float) - middle) / spread
+    # The messages name columns, never a patient's value.
+    if bad := ", ".join(names[~np.isfinite(scaled).all(axis=0)]):
+        raise ValueError(f"a missing or infinite value in column {bad}: impute it or leave the row out")
+    if bad := ", ".join(names[np.abs(scaled).max(axis=0) > MAX_DEVIATION]):
+        raise ValueError(f"column {bad} leaves the agreed range and could overflow a sum: check its unit")
+    return np.column_stack([np.ones(len(scaled)), scaled])
+
+
 def compute_sums(table: Any) -> np.ndarray:
     """Add up the products that least squares needs, after scaling by the public `REFERENCE`.
 
@@ -40,20 +57,9 @@ def compute_sums(table: Any) -> np.ndarray:
     ValueError
         No or too many rows, a column without a reference, a value that is missing, infinite or out of the agreed range.
     """
-    names = np.array(table.columns)
-    if unknown := ", ".join(set(names) - set(REFERENCE)):
-        raise ValueError(f"no agreed reference for column {unknown}: add it to REFERENCE")
-    if not 1 <= len(table) <= MAX_ROWS or names[-1] != TARGET:
-        raise ValueError(f"expected 1 to {MAX_ROWS} rows and {TARGET} as the last column")
-    middle, spread = np.array([REFERENCE[name] for name in names], float).T
-    scaled = (table.to_numpy(float) - middle) / spread
-    # The messages name columns, never a patient's value.
-    if bad := ", ".join(names[~np.isfinite(scaled).all(axis=0)]):
-        raise ValueError(f"a missing or infinite value in column {bad}: impute it or leave the row out")
-    if bad := ", ".join(names[np.abs(scaled).max(axis=0) > MAX_DEVIATION]):
-        raise ValueError(f"column {bad} leaves the agreed range and could overflow a sum: check its unit")
-    A = np.column_stack([np.ones(len(scaled)), scaled[:, :-1]])
-    return np.concatenate([(A.T @ A)[np.triu_indices(A.shape[1])], A.T @ scaled[:, -1]])
+    rows = scale_rows(table)
+    A = rows[:, :-1]
+    return np.concatenate([(A.T @ A)[np.triu_indices(A.shape[1])], A.T @ rows[:, -1]])
 
 
 def solve_sums(sums: np.ndarray, columns: list[str]) -> np.ndarray:
