@@ -1,7 +1,8 @@
 """Real data by name, with licence, source and checksum.
 
-With `_fetch`, the only module that touches the network or a path. Most data comes inside packages that the lock pins, so it is there once
-the track is installed; Fashion-MNIST is looked for in Keras's cache, in Debian's package, and then fetched.
+With `_fetch`, the only module that touches the network, and the only one that reads data from a path (`scattering` keeps its features
+beside it). Most data comes inside packages that the lock pins, so it is there once the track is installed; Fashion-MNIST is looked for in
+Keras's cache, in Debian's package, and then fetched.
 """
 
 import csv
