@@ -15,6 +15,8 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 from tqdm import tqdm
 
+from pprml._processes import list_marked
+
 #: Marks every process that a run starts, so that none of them outlives it.
 RUN_MARK = "PPRML_RUN"
 
@@ -34,17 +36,13 @@ class Run:
 
 def kill_marked(mark: str | None = None) -> None:
     """End every process that a run with this mark started, and every one left by a run whose own process is gone."""
-    victims = []
-    for process in psutil.process_iter():
-        try:
-            found = process.environ().get(RUN_MARK)
-        except (psutil.Error, OSError):
-            continue
-        # A process without a mark is none of ours.
-        if not found or process.pid == os.getpid():
-            continue
-        if found == mark or not psutil.pid_exists(int(found.partition(".")[0])):
-            victims.append(process)
+    # A process without a mark is none of ours.
+    victims = [
+        process
+        for process, found in list_marked(RUN_MARK)
+        if process.pid != os.getpid()
+        and (found == mark or not psutil.pid_exists(int(found.partition(".")[0])))
+    ]
     for process in victims:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()

@@ -18,8 +18,7 @@ from scipy.stats import norm
 from sklearn.linear_model import LinearRegression
 
 from pprml import encrypted_regression as er
-from pprml.encrypted_inference.ring import KeyHolder
-from pprml.encrypted_inference.service import fingerprint
+from pprml.ckks import KeyHolder, fingerprint
 from pprml.encrypted_regression.outsourcing import lay_out, open_ring
 from pprml.least_squares import scale_rows
 
@@ -475,7 +474,7 @@ GRAM, RIGHT = np.diag([4.0, 1.0, 0.5]) + 0.1, np.array([1.0, -0.5, 0.25])
 
 
 class Unrelinearised(KeyHolder):
-    def _relinearize(self, ct):
+    def relinearize(self, ct):
         pass
 
 

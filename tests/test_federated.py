@@ -61,12 +61,6 @@ def assert_no_worker():
 
 
 @pytest.fixture(scope="module")
-def context():
-    with federated.federated_context():
-        yield
-
-
-@pytest.fixture(scope="module")
 def weights():
     return federated.init_mlp(SIZES, seed=1)
 

@@ -29,12 +29,6 @@ def unit(images):
 
 
 @pytest.fixture(scope="module")
-def context():
-    with federated.federated_context():
-        yield
-
-
-@pytest.fixture(scope="module")
 def weights():
     return federated.init_mlp(SIZES, seed=1)
 

@@ -12,12 +12,6 @@ FRAME = {"user": [1] * 20 + [2] * 20, "film": [*range(20), *range(10, 30)], "rat
 
 
 @pytest.fixture(scope="module")
-def context():
-    with fed.federated_context():
-        yield
-
-
-@pytest.fixture(scope="module")
 def ratings():
     import pandas as pd
 

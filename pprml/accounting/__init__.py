@@ -5,6 +5,7 @@ meet, and set two accountants beside each other.
 """
 
 from pprml.accounting._dp_sgd import SAMPLINGS, SamplingMismatchError, count_steps, dp_sgd_guarantee
+from pprml.accounting._federated import dp_fedavg_guarantee, dp_ftrl_guarantee, local_dp_guarantee
 from pprml.accounting._guarantee import ACCOUNTANT_GAP, AccountingError, PrivacyGuarantee
 from pprml.accounting._releases import (
     compare_compositions,
@@ -22,9 +23,12 @@ __all__ = [
     "SamplingMismatchError",
     "compare_compositions",
     "count_steps",
+    "dp_fedavg_guarantee",
+    "dp_ftrl_guarantee",
     "dp_sgd_guarantee",
     "gaussian_guarantee",
     "group_guarantee",
     "laplace_guarantee",
+    "local_dp_guarantee",
     "randomized_response_guarantee",
 ]

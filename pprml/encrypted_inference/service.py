@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tenseal.sealapi as seal
 
-from pprml.encrypted_inference.ring import KeyHolder, Ring
+from pprml.ckks import KeyHolder, find_secret_key, fingerprint, open_ring, read_ciphertext
 
 KEY_FILES = ("parameters", "relin_keys", "galois_keys")
 PUBLISHED_DECIMALS = 2
@@ -33,31 +33,6 @@ class Received(NamedTuple):
 def publish(scores: np.ndarray) -> np.ndarray:
     """Round decrypted scores before anyone else sees them: raw CKKS decryptions depend on the key (eprint 2020/1533)."""
     return np.round(scores, PUBLISHED_DECIMALS) + 0.0
-
-
-def find_secret_key(ring: Ring, files: list[Path]) -> list[str]:
-    """Return the names of files that are a secret key, whatever they are called."""
-    found = []
-    for file in files:
-        with suppress(ValueError, RuntimeError):
-            seal.SecretKey().load(ring.context, str(file))
-            found.append(file.name)
-    return found
-
-
-def read_ciphertext(ring: Ring, file: Path, level: int) -> seal.Ciphertext:
-    """Read a ciphertext, or refuse what is damaged, foreign, of another level or scale, or not relinearised."""
-    ct = seal.Ciphertext()
-    try:
-        ct.load(ring.context, str(file))
-        sound = ct.size() == 2 and ring.level(ct) == level and ct.scale == ring.scales[level]
-    except (ValueError, RuntimeError):
-        sound = False
-    if not sound:
-        raise ValueError(
-            f"refused: {file.name} is not a whole ciphertext of two parts at level {level} and its scale"
-        )
-    return ct
 
 
 class Session:
@@ -219,11 +194,6 @@ class Session:
         return replies
 
 
-def fingerprint(folder: Path, names: list[str]) -> dict[str, str]:
-    """Return the SHA-256 of each file, which the client tells the server beside the folder."""
-    return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
-
-
 def _serve(pipe, *arguments):
     """Be one of the server's processes, until the other side of the pipe is gone."""
     state = _Worker(*arguments)
@@ -247,17 +217,14 @@ class _Worker:
 
     def open(self, files):
         self._receive(files)
-        parameters = seal.EncryptionParameters(seal.SCHEME_TYPE.CKKS)
-        parameters.load(f"{self.folder}/parameters")
-        self.ring = Ring(parameters)
+        self.ring = open_ring(self.folder)
         if keys := find_secret_key(self.ring, [self.folder / name for name in files]):
             raise ValueError(f"refused: {keys[0]} holds the secret key; send only {', '.join(KEY_FILES)}")
         if self.ring.levels < self.model.card.levels:
             raise ValueError(
                 f"refused: the model needs {self.model.card.levels} levels, sent {self.ring.levels}"
             )
-        self.ring.relin_keys.load(self.ring.context, f"{self.folder}/relin_keys")
-        self.ring.galois_keys.load(self.ring.context, f"{self.folder}/galois_keys")
+        self.ring.load_keys(self.folder)
 
     def evaluate(self, files):
         self._receive(files)
@@ -290,8 +257,8 @@ class _Worker:
         return find_secret_key(self.ring, files), np.array(self.ring.encoder.decode_double(plain))
 
     def _receive(self, files):
-        for name, fingerprint in files.items():
+        for name, seen in files.items():
             content = (self.folder / name).read_bytes()
-            if hashlib.sha256(content).hexdigest() != fingerprint:
+            if hashlib.sha256(content).hexdigest() != seen:
                 raise ValueError(f"refused: {name} was altered on the way")
-            self.received.append(Received(name, len(content), fingerprint))
+            self.received.append(Received(name, len(content), seen))

@@ -12,9 +12,8 @@ from typing import NamedTuple
 import numpy as np
 import tenseal.sealapi as seal
 
-from pprml.encrypted_inference.ring import KeyHolder, Ring
-from pprml.encrypted_inference.service import find_secret_key, fingerprint
-from pprml.encrypted_regression.outsourcing import ask_process, open_ring, read_sealed
+from pprml.ckks import KeyHolder, Ring, find_secret_key, fingerprint, open_ring
+from pprml.encrypted_regression.outsourcing import ask_process, read_sealed
 
 PERIOD = 16  # numbers of the model, padded: a power of two, so that its copies fill the slots
 
@@ -76,15 +75,6 @@ def seal_system(key: KeyHolder, gram: np.ndarray, right: np.ndarray) -> System:
     return System(sealed[:-1], sealed[-1])
 
 
-def _weigh_to(ring: Ring, ct: seal.Ciphertext, weight: float, level: int) -> seal.Ciphertext:
-    """Return weight times a ciphertext, lowered to a level below its own: the product rides on the way down."""
-    lowered = seal.Ciphertext()
-    ring.seal.mod_switch_to(ct, ring.ids[level + 1], lowered)
-    factor = ring.encode(weight, level + 1, ring.scales[level] * ring.primes[level + 1] / lowered.scale)
-    ring.seal.multiply_plain_inplace(lowered, factor)
-    return ring.rescale(lowered)
-
-
 def _multiply_matrix(ring: Ring, diagonals: list[seal.Ciphertext], model: seal.Ciphertext) -> seal.Ciphertext:
     """Return matrix times model: a product a diagonal, one relinearisation and one rescaling for all."""
     total, term = seal.Ciphertext(), seal.Ciphertext()
@@ -94,7 +84,7 @@ def _multiply_matrix(ring: Ring, diagonals: list[seal.Ciphertext], model: seal.C
         ring.seal.multiply(diagonal, model, term if k else total)
         if k:
             ring.seal.add_inplace(total, term)
-    ring._relinearize(total)
+    ring.relinearize(total)
     return ring.rescale(total)
 
 
@@ -110,17 +100,15 @@ def descend_encrypted(ring: Ring, system: System, weights: list[tuple[float, flo
         raise ValueError(
             f"{len(weights)} steps need as many levels, and there are {ring.levels}: without bootstrapping, take fewer steps"
         )
-    before, model = None, _weigh_to(ring, system.right, weights[0][0], ring.levels - 1)
+    before, model = None, ring.lower(system.right, ring.levels - 1, weights[0][0])
     for size, momentum in weights[1:]:
         level = ring.level(model)
         # b + size * (right - gram b) + momentum * (b - before) = (1 + momentum - size * gram) b + ...
-        diagonals = [_weigh_to(ring, d, -size, level) for d in system.diagonals]
+        diagonals = [ring.lower(d, level, -size) for d in system.diagonals]
         diagonals[0] = ring.add_number(diagonals[0], 1 + momentum)
-        after = ring.add(
-            _multiply_matrix(ring, diagonals, model), _weigh_to(ring, system.right, size, level - 1)
-        )
+        after = ring.add(_multiply_matrix(ring, diagonals, model), ring.lower(system.right, level - 1, size))
         if before is not None:
-            after = ring.add(after, _weigh_to(ring, before, -momentum, level - 1))
+            after = ring.add(after, ring.lower(before, level - 1, -momentum))
         before, model = model, after
     return model
 
@@ -158,8 +146,7 @@ def _serve(pipe, folder, sealed, weights):
     """Be the server, in its own process."""
     try:
         ring = open_ring(folder)
-        ring.relin_keys.load(ring.context, str(folder / "relin_keys"))
-        ring.galois_keys.load(ring.context, str(folder / "galois_keys"))
+        ring.load_keys(folder)
         cts, start = [*read_sealed(ring, folder, sealed).values()], time.perf_counter()
         secret = find_secret_key(ring, list(folder.iterdir()))
         descend_encrypted(ring, System(cts[:-1], cts[-1]), weights).save(str(folder / "model"))

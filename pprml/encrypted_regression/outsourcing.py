@@ -15,8 +15,7 @@ import numpy as np
 import tenseal as ts
 import tenseal.sealapi as seal
 
-from pprml.encrypted_inference.ring import KeyHolder, Ring
-from pprml.encrypted_inference.service import find_secret_key, fingerprint, read_ciphertext
+from pprml.ckks import KeyHolder, Ring, find_secret_key, fingerprint, open_ring, read_ciphertext
 from pprml.least_squares import scale_rows, solve_sums
 
 DEGREE, SCALE_BITS = 8192, 52
@@ -102,13 +101,6 @@ def read_sealed(ring: Ring, folder: Path, sealed: dict[str, str]) -> dict[str, s
     if bad := ", ".join(n for n, seen in fingerprint(folder, list(sealed)).items() if seen != sealed[n]):
         raise ValueError(f"refused: {bad} is not what the owner sent")
     return {name: read_ciphertext(ring, folder / name, ring.levels) for name in sealed}
-
-
-def open_ring(folder: Path) -> Ring:
-    """Load the parameters that arrived; SEAL refuses them below 128-bit security."""
-    parameters = seal.EncryptionParameters(seal.SCHEME_TYPE.CKKS)
-    parameters.load(str(folder / "parameters"))
-    return Ring(parameters)
 
 
 def _serve(pipe, folder, sealed, packing, size):

@@ -1,11 +1,11 @@
 """What an update gives away, what stops a server from reading it, and what stops a client from lying in it.
 
 `_inversion` reads pictures and labels out of gradients; `_masking` is secure aggregation, written out as a lesson; `_rounds` runs
-federated averaging with TFF's aggregators (secure, private, robust) or with one of `_poisoning`, which also makes clients lie;
-`_guarantees` says what a run promises to a whole user.
+federated averaging with TFF's aggregators (secure, private, robust) or with one of `_poisoning`, which also makes clients lie. What a
+run promises to a whole user, `pprml.accounting` says.
 """
 
-from pprml.federated_privacy._guarantees import dp_fedavg_guarantee, dp_ftrl_guarantee, local_dp_guarantee
+from pprml.accounting import dp_fedavg_guarantee, dp_ftrl_guarantee, local_dp_guarantee
 from pprml.federated_privacy._inversion import (
     attack_gradient,
     attack_gradient_cosine,

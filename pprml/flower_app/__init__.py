@@ -4,9 +4,7 @@ A phone holds records. A site hosts phones: it is one SuperNode, and trains thos
 server is one SuperLink. The same two apps run in a simulation, on one machine and on several.
 """
 
-from pprml.flower_app.apps import FederationError, Training, build_client_app
-from pprml.flower_app.deployment import Lab, find_marked
-from pprml.flower_app.keys import (
+from pprml.certificates import (
     Authority,
     ServerFiles,
     issue_certificate,
@@ -14,6 +12,8 @@ from pprml.flower_app.keys import (
     make_site_key,
     write_certificate,
 )
+from pprml.flower_app.apps import FederationError, Training, build_client_app
+from pprml.flower_app.deployment import Lab, find_marked
 from pprml.flower_app.local_privacy import Noise, build_private_trainer, opacus_epsilon, phone_guarantee
 from pprml.flower_app.secure_sum import Ledger, measure_unevenness, quantize_weights, simulate_secure_sum
 from pprml.flower_app.simulation import find_largest_difference, simulate

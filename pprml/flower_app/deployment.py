@@ -15,8 +15,9 @@ from typing import Any
 
 import psutil
 
+from pprml._processes import find_ports, list_marked
+from pprml.certificates import ServerFiles, check_server_files, make_site_key
 from pprml.flower_app.apps import FederationError, Training, read_result
-from pprml.flower_app.keys import ServerFiles, check_server_files, make_site_key
 from pprml.flower_app.training import check_settings
 
 HOST = "127.0.0.1"
@@ -40,12 +41,6 @@ _FAULTS = {
 }
 
 
-def find_free_port() -> int:
-    """Return a port of this machine that nothing uses at the moment."""
-    with socket.create_server((HOST, 0)) as probe:
-        return probe.getsockname()[1]
-
-
 def check_port(port: int) -> None:
     """Raise a ValueError if the port is in use."""
     try:
@@ -58,12 +53,7 @@ def check_port(port: int) -> None:
 
 def find_marked(mark: str) -> list[psutil.Process]:
     """Return the living processes with this mark."""
-    found = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error, OSError):
-            if process.environ().get(MARK) == mark and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-    return found
+    return [process for process, found in list_marked(MARK) if found == mark]
 
 
 class Lab:
@@ -82,7 +72,7 @@ class Lab:
         if files is not None:
             check_server_files(files)
         check_port(port or 0)
-        self.files, self.port, self.mark = files, port or find_free_port(), secrets.token_hex(8)
+        self.files, self.port, self.mark = files, port or find_ports(1)[0], secrets.token_hex(8)
         self.processes: dict[str, subprocess.Popen] = {}
 
     def __enter__(self) -> "Lab":
@@ -233,7 +223,7 @@ class Lab:
             Return when the site is connected, and not before.
         """
         name = f"site-{number}"
-        arguments = ["--superlink", f"{HOST}:{port or self.port}", "--port", str(find_free_port())]
+        arguments = ["--superlink", f"{HOST}:{port or self.port}", "--port", str(find_ports(1)[0])]
         arguments += [
             "--node-config",
             f"partition-id={number} num-partitions={sites}",

@@ -83,7 +83,14 @@ def phone_guarantee(
     -------
     PrivacyGuarantee
         Per record, add/remove, Poisson sampling, by dp_accounting; no round and no other phone is needed for it.
+
+    Raises
+    ------
+    ValueError
+        The batches do not divide the records: Opacus would draw with another probability than is accounted for.
     """
+    if records % batch_size:
+        raise ValueError(f"batches of {batch_size} do not divide {records} records: choose a divisor")
     return dp_sgd_guarantee(records, batch_size, rounds, noise_multiplier, delta)
 
 

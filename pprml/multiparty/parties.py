@@ -20,21 +20,14 @@ from typing import Any
 
 import numpy as np
 
-from pprml.multiparty.wire import Meddler, Tensor, make_certificates, read_tensors, run_relay
+from pprml._processes import find_ports
+from pprml.certificates import issue_certificate, make_authority
+from pprml.multiparty.wire import Meddler, Tensor, read_tensors, run_relay
 
 SERVERS = ("server0", "server1", "server2")  # the names that TF Encrypted's protocols look for
 # Every party is a fork of one clean process that has imported TensorFlow and done nothing with it: seconds saved for each.
 _FORK = multiprocessing.get_context("forkserver")
 _FORK.set_forkserver_preload(["tensorflow", "pprml.multiparty"])
-
-
-def find_ports(count: int) -> list[int]:
-    """Return free local ports. All are held while looking, so that no two are the same."""
-    with contextlib.ExitStack() as stack:
-        held = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in held:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in held]
 
 
 def _enter(task: Callable, pipe: Any, *arguments: Any) -> None:
@@ -150,7 +143,9 @@ class Study:
             self.links[name][-1] = port
         certificates = None
         if self.tls:
-            make_certificates(self.folder, [*names, "sender"])
+            authority = make_authority("study", days=1)
+            for name in (*names, "sender"):
+                issue_certificate(authority, self.folder, (name,), days=1, name=name)
             certificates = self.folder
         cluster = {name: f"127.0.0.1:{ports[0]}" for name, ports in self.links.items()}
         self._spawn("wire", run_relay, self.links, certificates, self.record, self.meddle)

@@ -6,11 +6,10 @@ package, TLS is Python's.
 """
 
 import asyncio
-import datetime
 import re
 import ssl
 import struct
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -31,42 +30,13 @@ class Tensor(NamedTuple):
     value: np.ndarray
 
 
-def make_certificates(folder: Path, names: Iterable[str]) -> None:
-    """Write a certificate authority ``ca.pem`` and, for each name, ``NAME.pem`` with its key and certificate (P-256, one day)."""
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    now = datetime.datetime.now(datetime.timezone.utc)
-
-    def issue(name, key, signer, signing_key, authority):
-        builder = x509.CertificateBuilder(
-            x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, signer)]),
-            x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)]),
-            key.public_key(), x509.random_serial_number(), now, now + datetime.timedelta(days=1),
-        )  # fmt: skip
-        builder = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
-        builder = builder.add_extension(x509.BasicConstraints(ca=authority, path_length=None), critical=True)
-        return builder.sign(signing_key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
-
-    root = ec.generate_private_key(ec.SECP256R1())
-    (folder / "ca.pem").write_bytes(issue("study", root, "study", root, True))
-    for name in names:
-        key, path = ec.generate_private_key(ec.SECP256R1()), folder / f"{name}.pem"
-        path.touch(mode=0o600)  # before the key is in it
-        secret = key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
-        path.write_bytes(secret + issue(name, key, "study", root, False))
-
-
 def tls_context(folder: Path, name: str, server: bool) -> ssl.SSLContext:
     """TLS 1.3 with both sides authenticated by the study's own authority."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.verify_mode = ssl.CERT_REQUIRED
-    context.load_verify_locations(folder / "ca.pem")
-    context.load_cert_chain(folder / f"{name}.pem")
+    context.load_verify_locations(folder / "ca.crt")
+    context.load_cert_chain(folder / f"{name}.pem", folder / f"{name}.key")
     return context
 
 

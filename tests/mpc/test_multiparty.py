@@ -266,9 +266,9 @@ def test_a_stranger_reads_an_owners_file_through_the_bare_port(bare_run):
 
 def knock(study, certificate) -> bytes:
     """What a party's TLS port answers to HTTP/2's greeting, to whom shows a certificate and to whom shows none."""
-    context = ssl.create_default_context(cafile=study.folder / "ca.pem")
+    context = ssl.create_default_context(cafile=study.folder / "ca.crt")
     if certificate:
-        context.load_cert_chain(study.folder / "sender.pem")
+        context.load_cert_chain(study.folder / "sender.pem", study.folder / "sender.key")
     port = int(study.address("north").rpartition(":")[2])
     with socket.create_connection(("127.0.0.1", port), timeout=10) as raw:
         try:

@@ -17,8 +17,8 @@ import psutil
 import pytest
 import torch
 
-from pprml import partition
-from pprml.flower_app import apps, deployment, keys, local_privacy, secure_sum, simulation, training, wire
+from pprml import certificates, partition
+from pprml.flower_app import apps, deployment, local_privacy, secure_sum, simulation, training, wire
 
 logging.getLogger("flwr").setLevel(logging.ERROR)
 
@@ -42,12 +42,12 @@ def time_limit(request):
 
 @pytest.fixture(scope="module")
 def authority():
-    return keys.make_authority()
+    return certificates.make_authority()
 
 
 @pytest.fixture
 def files(authority, tmp_path):
-    return keys.issue_certificate(authority, tmp_path)
+    return certificates.issue_certificate(authority, tmp_path)
 
 
 def make_records(size=30, seed=0):
@@ -326,11 +326,11 @@ def apps_error():
 
 
 def test_certificates_are_checked_before_anything_starts(authority, tmp_path):
-    expired = keys.issue_certificate(authority, tmp_path, days=-1)
+    expired = certificates.issue_certificate(authority, tmp_path, days=-1)
     with pytest.raises(ValueError, match="server's certificate expired on"):
         deployment.Lab(expired)
-    files = keys.issue_certificate(authority, tmp_path)
-    keys.write_certificate(keys.make_authority(), files.ca)
+    files = certificates.issue_certificate(authority, tmp_path)
+    certificates.write_certificate(certificates.make_authority(), files.ca)
     with pytest.raises(ValueError, match="not this authority's"):
         deployment.Lab(files)
     assert files.key.stat().st_mode & 0o077 == 0
@@ -380,7 +380,7 @@ def test_without_tls_the_wire_holds_the_update():
 
 def test_who_may_not_come_in_is_refused(files, authority, tmp_path):
     with deployment.Lab(files) as lab:
-        stranger = keys.write_certificate(keys.make_authority(), tmp_path / "other.crt")
+        stranger = certificates.write_certificate(certificates.make_authority(), tmp_path / "other.crt")
         with pytest.raises(apps.FederationError, match="not of the authority that this site trusts"):
             lab.start_site(0, 3, ca=stranger)
         with pytest.raises(apps.FederationError, match="refused this site: register its key"):
@@ -390,7 +390,7 @@ def test_who_may_not_come_in_is_refused(files, authority, tmp_path):
 
 
 def test_a_site_refuses_an_expired_server(authority, tmp_path, monkeypatch):
-    files = keys.issue_certificate(authority, tmp_path, days=-1)
+    files = certificates.issue_certificate(authority, tmp_path, days=-1)
     monkeypatch.setattr(deployment, "check_server_files", lambda files: None)
     with (
         deployment.Lab(files) as lab,

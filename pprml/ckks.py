@@ -1,11 +1,13 @@
-"""CKKS with SEAL: parameters at 128-bit security, arithmetic that keeps count of levels, and the keys.
+"""CKKS with SEAL: parameters at 128-bit security, arithmetic that keeps count of levels, the keys, and what travels as files.
 
 Keys, ciphertexts and every operation on them are SEAL's (through ``tenseal.sealapi``). Ours is the bookkeeping of scales.
 (TenSEAL's own tensors do it too, but take about six times as long for a product with a known number, and offer no rotations.)
 """
 
+import hashlib
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -89,6 +91,11 @@ class Ring:
         self.relin_keys, self.galois_keys = seal.RelinKeys(), seal.GaloisKeys()
         self._encoded = {}
 
+    def load_keys(self, folder: Path) -> None:
+        """Load the evaluation keys that `KeyHolder.export` wrote."""
+        self.relin_keys.load(self.context, f"{folder}/relin_keys")
+        self.galois_keys.load(self.context, f"{folder}/galois_keys")
+
     def level(self, ct: seal.Ciphertext) -> int:
         """Return how many multiplications a ciphertext still allows."""
         return ct.coeff_modulus_size() - 1
@@ -102,15 +109,15 @@ class Ring:
         self.encoder.encode(numbers, self.ids[level], scale or self.scales[level], plain)
         return plain
 
-    def lower(self, ct: seal.Ciphertext, level: int) -> seal.Ciphertext:
-        """Bring a ciphertext down to a level, with the scale of that level."""
-        if self.level(ct) == level:
+    def lower(self, ct: seal.Ciphertext, level: int, weight: float = 1.0) -> seal.Ciphertext:
+        """Bring a ciphertext down to a level, with the scale of that level, and times a weight: that rides along for nothing."""
+        if self.level(ct) == level and weight == 1.0:
             return ct
         lowered = seal.Ciphertext()
         self.seal.mod_switch_to(ct, self.ids[level + 1], lowered)
-        # Multiply by one, at the scale that makes the outcome exact: its neighbours' scales differ by a thousandth.
-        one = self.encode(1.0, level + 1, self.scales[level] * self.primes[level + 1] / lowered.scale)
-        self.seal.multiply_plain_inplace(lowered, one)
+        # At the scale that makes the outcome exact: its neighbours' scales differ by a thousandth.
+        factor = self.encode(weight, level + 1, self.scales[level] * self.primes[level + 1] / lowered.scale)
+        self.seal.multiply_plain_inplace(lowered, factor)
         return self.rescale(lowered)
 
     def add(self, a: seal.Ciphertext, b: seal.Ciphertext) -> seal.Ciphertext:
@@ -126,7 +133,7 @@ class Ring:
         self._demand_level(a)
         product = seal.Ciphertext()
         self.seal.multiply(a, b, product)
-        self._relinearize(product)
+        self.relinearize(product)
         return self.rescale(product)
 
     def negate(self, ct: seal.Ciphertext) -> seal.Ciphertext:
@@ -193,7 +200,7 @@ class Ring:
         level = min(self.level(a), self.level(b))
         return self.lower(a, level), self.lower(b, level)
 
-    def _relinearize(self, ct):
+    def relinearize(self, ct):
         """Turn a product of three polynomials back into a ciphertext of two."""
         self.seal.relinearize_inplace(ct, self.relin_keys)
 
@@ -203,26 +210,6 @@ class Ring:
         # The same up to the last bit of a float, on which SEAL insists.
         ct.scale = self.scales[self.level(ct)]
         return ct
-
-
-class Clear:
-    """The arithmetic of `Ring` on plain numbers: what a circuit gives where encryption adds no noise."""
-
-    add = staticmethod(np.add)
-    multiply = staticmethod(np.multiply)
-    negate = staticmethod(np.negative)
-
-    @staticmethod
-    def rotate(column: np.ndarray, step: int) -> np.ndarray:
-        """Return the numbers moved `step` places to the left, in a circle."""
-        return np.roll(column, -step)
-
-    add_number = staticmethod(np.add)
-
-    @staticmethod
-    def weighted_sum(columns: Sequence[np.ndarray], weights: Sequence[float]) -> np.ndarray:
-        """Return the sum of weights times columns."""
-        return np.asarray(weights) @ np.asarray(columns)
 
 
 class KeyHolder(Ring):
@@ -270,3 +257,40 @@ class KeyHolder(Ring):
         plain = seal.Plaintext()
         self.decryptor.decrypt(ct, plain)
         return np.array(self.encoder.decode_double(plain))
+
+
+def open_ring(folder: Path) -> Ring:
+    """Load the parameters that arrived; SEAL refuses them below 128-bit security."""
+    parameters = seal.EncryptionParameters(seal.SCHEME_TYPE.CKKS)
+    parameters.load(f"{folder}/parameters")
+    return Ring(parameters)
+
+
+def fingerprint(folder: Path, names: list[str]) -> dict[str, str]:
+    """Return the SHA-256 of each file, which the client tells the server beside the folder."""
+    return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
+
+
+def find_secret_key(ring: Ring, files: list[Path]) -> list[str]:
+    """Return the names of files that are a secret key, whatever they are called."""
+    found = []
+    for file in files:
+        with suppress(ValueError, RuntimeError):
+            seal.SecretKey().load(ring.context, str(file))
+            found.append(file.name)
+    return found
+
+
+def read_ciphertext(ring: Ring, file: Path, level: int) -> seal.Ciphertext:
+    """Read a ciphertext, or refuse what is damaged, foreign, of another level or scale, or not relinearised."""
+    ct = seal.Ciphertext()
+    try:
+        ct.load(ring.context, str(file))
+        sound = ct.size() == 2 and ring.level(ct) == level and ct.scale == ring.scales[level]
+    except (ValueError, RuntimeError):
+        sound = False
+    if not sound:
+        raise ValueError(
+            f"refused: {file.name} is not a whole ciphertext of two parts at level {level} and its scale"
+        )
+    return ct

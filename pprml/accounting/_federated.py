@@ -1,9 +1,11 @@
-"""What a federation promises to a user, that is to a whole client; every epsilon is computed by `pprml.accounting`."""
+"""What a federation promises to a user, that is to a whole client."""
 
 import math
 from dataclasses import replace
 
-from pprml.accounting import PrivacyGuarantee, dp_sgd_guarantee, gaussian_guarantee
+from pprml.accounting._dp_sgd import dp_sgd_guarantee
+from pprml.accounting._guarantee import PrivacyGuarantee
+from pprml.accounting._releases import gaussian_guarantee
 
 
 def dp_fedavg_guarantee(

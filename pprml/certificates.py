@@ -1,4 +1,4 @@
-"""Certificates and keys of a small federation, made with the `cryptography` package."""
+"""Certificates and keys for processes that talk to each other over TLS, made with the `cryptography` package."""
 
 import datetime
 import ipaddress
@@ -14,14 +14,14 @@ _DAY = datetime.timedelta(days=1)
 
 
 class Authority(NamedTuple):
-    """Who vouches for servers: its certificate, which every site gets, and its private key, which nobody gets."""
+    """Who vouches for servers: its certificate, which everyone gets, and its private key, which nobody gets."""
 
     certificate: x509.Certificate
     key: ec.EllipticCurvePrivateKey
 
 
 class ServerFiles(NamedTuple):
-    """The three files that a SuperLink is started with."""
+    """The three files that a server is started with."""
 
     ca: Path
     certificate: Path
@@ -36,15 +36,15 @@ def _start_certificate(subject: str, issuer: str, key: ec.EllipticCurvePrivateKe
     builder = x509.CertificateBuilder().subject_name(_name(subject)).issuer_name(_name(issuer))
     builder = builder.public_key(key.public_key()).serial_number(x509.random_serial_number())
     # Clocks differ a little between machines: valid since yesterday, or longer if it has ended.
-    return builder.not_valid_before(min(ends, datetime.datetime.now(datetime.UTC)) - _DAY).not_valid_after(
-        ends
-    )
+    return builder.not_valid_before(
+        min(ends, datetime.datetime.now(datetime.timezone.utc)) - _DAY
+    ).not_valid_after(ends)
 
 
 def make_authority(name: str = "course authority", days: float = 30) -> Authority:
     """Make a certificate authority of one's own, valid for so many days."""
     key = ec.generate_private_key(ec.SECP384R1())
-    builder = _start_certificate(name, name, key, datetime.datetime.now(datetime.UTC) + days * _DAY)
+    builder = _start_certificate(name, name, key, datetime.datetime.now(datetime.timezone.utc) + days * _DAY)
     usage = dict.fromkeys(
         ("content_commitment", "key_encipherment", "data_encipherment", "key_agreement", "crl_sign"), False
     )
@@ -61,21 +61,27 @@ def make_authority(name: str = "course authority", days: float = 30) -> Authorit
 
 
 def issue_certificate(
-    authority: Authority, folder: Path, hosts: tuple[str, ...] = ("localhost", "127.0.0.1"), days: float = 30
+    authority: Authority,
+    folder: Path,
+    hosts: tuple[str, ...] = ("localhost", "127.0.0.1"),
+    days: float = 30,
+    name: str = "server",
 ) -> ServerFiles:
-    """Issue a server's certificate and write it, with its key and the authority's certificate, to a folder.
+    """Issue a certificate and write it, with its key and the authority's certificate, to a folder.
 
     Parameters
     ----------
     authority : Authority
     folder : Path
     hosts : tuple of str
-        The names and addresses by which sites reach the server; a site refuses any other.
+        The names and addresses by which others reach the server; a careful client refuses any other.
     days : float
         Validity from now; below 0 for a certificate that has expired.
+    name : str
+        Of the files: ``NAME.pem`` and ``NAME.key``, beside ``ca.crt``.
     """
     key = ec.generate_private_key(ec.SECP384R1())
-    ends = datetime.datetime.now(datetime.UTC) + days * _DAY
+    ends = datetime.datetime.now(datetime.timezone.utc) + days * _DAY
     issuer = authority.certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value
     builder = _start_certificate(hosts[0], issuer, key, ends)
     names = x509.SubjectAlternativeName([_host(host) for host in hosts])
@@ -83,7 +89,7 @@ def issue_certificate(
     builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
     signer = x509.AuthorityKeyIdentifier.from_issuer_public_key(authority.key.public_key())
     certificate = builder.add_extension(signer, critical=False).sign(authority.key, hashes.SHA256())
-    files = ServerFiles(folder / "ca.crt", folder / "server.pem", folder / "server.key")
+    files = ServerFiles(folder / "ca.crt", folder / f"{name}.pem", folder / f"{name}.key")
     write_certificate(authority, files.ca)
     files.certificate.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
     _write_private_key(key, files.key, serialization.PrivateFormat.TraditionalOpenSSL)
@@ -123,7 +129,7 @@ def check_server_files(files: ServerFiles) -> None:
     """Raise a ValueError that says what to do if a certificate has expired or is not the authority's."""
     authority, certificate = (x509.load_pem_x509_certificate(path.read_bytes()) for path in files[:2])
     for name, one in (("authority's", authority), ("server's", certificate)):
-        if one.not_valid_after_utc < datetime.datetime.now(datetime.UTC):
+        if one.not_valid_after_utc < datetime.datetime.now(datetime.timezone.utc):
             raise ValueError(
                 f"the {name} certificate expired on {one.not_valid_after_utc:%Y-%m-%d}: issue a new one"
             )
