@@ -388,6 +388,13 @@ def test_local_noise_is_each_clients_own(context, paths, model, weights):
         assert_clipped_and_noised(one - one, 0.2, 3.0 * np.sqrt(2), 1)
 
 
+def test_a_local_update_is_clipped_before_its_noise(context, paths, model, plain, weights):
+    """The noise here is a tenth of the norm at most; the same client's update without a clip is many times too long."""
+    rounds = fp.build_rounds(model, 0.1, local_noise=(0.01, 1e-3))
+    clipped, bare = (flatten(fp.collect_updates(r, paths, [5], weights)[0]) for r in (rounds, plain))
+    assert np.linalg.norm(clipped) < 0.011 < 0.05 < np.linalg.norm(bare)
+
+
 def test_each_call_starts_a_new_tree_and_a_tree_carries_noise_on(context, paths, model, weights):
     """In a tree, the noise of the sum after 2 rounds is not larger than after 1; independent noises would add up.
 

@@ -247,7 +247,20 @@ def test_opacus_adds_the_noise_that_was_asked_for(multiplier, twin):
     )
 
 
-def test_the_batches_are_poisson_and_the_noise_is_seeded():
+def test_the_batches_are_poisson_and_the_noise_is_seeded(monkeypatch):
+    """Batches of a shuffled loader all have 20 of 400 records; five passes of Poisson draws do with probability 1e-100."""
+    loaders, make_private = [], local_privacy.PrivacyEngine.make_private
+
+    def remember(*arguments, **how):
+        made = make_private(*arguments, **how)
+        loaders.append(made[-1])
+        return made
+
+    monkeypatch.setattr(local_privacy.PrivacyEngine, "make_private", remember)
+    weights, (x, y) = partition.init_mlp(training.SIZES, 0), make_records(400)
+    local_privacy.build_private_trainer(local_privacy.Noise(1.0, 1.0), 0)(weights, x, y, 0.1)
+    sizes = [len(labels) for _ in range(5) for _, labels in loaders[0]]
+    assert len(sizes) == 100 and len(set(sizes)) > 5 and abs(np.mean(sizes) - 20) < 2
     weights, (x, y) = partition.init_mlp(training.SIZES, 0), make_records(40)
     noise = local_privacy.Noise(1.0, 1.0)
     one, same, other = (
@@ -265,6 +278,8 @@ def test_two_accountants_agree_and_half_the_noise_is_seen():
     assert local_privacy.opacus_epsilon(600, 20, 3, 0.5, 1e-5) > 2 * guarantee.epsilon
     with pytest.raises(ValueError, match="without noise"):
         local_privacy.phone_guarantee(600, 20, 3, 0.0, 1e-5)
+    with pytest.raises(ValueError, match="do not divide"):
+        local_privacy.phone_guarantee(610, 20, 3, 1.0, 1e-5)
 
 
 @pytest.mark.parametrize("noise", [(-1.0, 1.0), (1.0, 0.0)])
@@ -385,6 +400,20 @@ def test_who_may_not_come_in_is_refused(files, authority, tmp_path):
             lab.start_site(0, 3, ca=stranger)
         with pytest.raises(apps.FederationError, match="refused this site: register its key"):
             lab.start_site(0, 3, register=False)
+        # One that brings no key at all: a server without node authentication would let it in.
+        server, port = f"127.0.0.1:{lab.port}", str(deployment.find_ports(1)[0])
+        lab.start(
+            "keyless",
+            "flower-supernode",
+            "--superlink",
+            server,
+            "--port",
+            port,
+            "--root-certificates",
+            str(files.ca),
+        )
+        with pytest.raises(apps.FederationError, match="refused this site: register its key"):
+            lab.wait_for("keyless", "SuperNode ID:")
         assert lab.start_site(2, 3) == "site-2"
     assert deployment.find_marked(lab.mark) == []
 
