@@ -478,7 +478,8 @@ def test_nothing_outlives_a_parent_that_is_killed(tmp_path):
     assert len(deployment.find_marked(mark)) >= 5  # server and site, each with a helper, and an app
     os.kill(parent.pid, signal.SIGKILL)
     parent.wait()
-    end = time.monotonic() + 15
+    # Flower's programs look after their parent from time to time: 9 to 19 seconds were measured.
+    end = time.monotonic() + 60
     while (left := deployment.find_marked(mark)) and time.monotonic() < end:
         time.sleep(0.2)
     for process in left:
