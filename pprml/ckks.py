@@ -103,9 +103,10 @@ class Ring:
     def encode(
         self, numbers: float | Sequence[float], level: int, scale: float | None = None
     ) -> seal.Plaintext:
-        """Encode one number for all slots, or a number a slot."""
+        """Encode one number for all slots, or a number a slot; a slot can hold a complex number."""
         plain = seal.Plaintext()
-        numbers = float(numbers) if np.ndim(numbers) == 0 else np.asarray(numbers, float).tolist()
+        kind = complex if np.iscomplexobj(numbers) else float
+        numbers = kind(numbers) if np.ndim(numbers) == 0 else np.asarray(numbers, kind).tolist()
         self.encoder.encode(numbers, self.ids[level], scale or self.scales[level], plain)
         return plain
 
@@ -219,20 +220,26 @@ class KeyHolder(Ring):
     ----------
     degree, levels, scale_bits, head_bits
         As for `make_parameters`.
-    steps : sequence of int
-        Rotations that the circuit uses.
+    steps : sequence of int, optional
+        Rotations that the circuit uses; None if it neither rotates nor relinearises, which saves making keys.
     """
 
     def __init__(
-        self, degree: int, levels: int, steps: Sequence[int] = (), scale_bits: int = 30, head_bits: int = 8
+        self,
+        degree: int,
+        levels: int,
+        steps: Sequence[int] | None = (),
+        scale_bits: int = 30,
+        head_bits: int = 8,
     ):
         self.parameters = make_parameters(degree, levels, scale_bits, head_bits)
         super().__init__(self.parameters)
         keys = seal.KeyGenerator(self.context)
         self._secret = keys.secret_key()
-        keys.create_relin_keys(self.relin_keys)
-        # A rotation by `step` slots is the map X -> X^(3^step); SEAL asks for the exponents.
-        keys.create_galois_keys([pow(3, step, 2 * degree) for step in steps], self.galois_keys)
+        if steps is not None:
+            keys.create_relin_keys(self.relin_keys)
+            # A rotation by `step` slots is the map X -> X^(3^step); SEAL asks for the exponents.
+            keys.create_galois_keys([pow(3, step, 2 * degree) for step in steps], self.galois_keys)
         self.encryptor = seal.Encryptor(self.context, self._secret)
         self.decryptor = seal.Decryptor(self.context, self._secret)
 

@@ -22,13 +22,13 @@ def split_rows(X: Any, y: Any, parties: int = 3, seed: int = 0, sort_by: str | N
     return [table.iloc[part] for part in np.array_split(np.arange(len(table)), parties)]
 
 
-def scale_rows(table: Any) -> np.ndarray:
-    """Check one party's patients and return their rows: a one, then the columns, the target last, in agreed spreads; (n, d + 2)."""
+def scale_columns(table: Any) -> np.ndarray:
+    """Check one party's patients and return their columns in agreed spreads; (n, columns)."""
     names = np.array(table.columns)
     if unknown := ", ".join(set(names) - set(REFERENCE)):
         raise ValueError(f"no agreed reference for column {unknown}: add it to REFERENCE")
-    if not 1 <= len(table) <= MAX_ROWS or names[-1] != TARGET:
-        raise ValueError(f"expected 1 to {MAX_ROWS} rows and {TARGET} as the last column")
+    if not 1 <= len(table) <= MAX_ROWS:
+        raise ValueError(f"expected 1 to {MAX_ROWS} rows")
     middle, spread = np.array([REFERENCE[name] for name in names], float).T
     scaled = (table.to_numpy(float) - middle) / spread
     # The messages name columns, never a patient's value.
@@ -36,6 +36,14 @@ def scale_rows(table: Any) -> np.ndarray:
         raise ValueError(f"a missing or infinite value in column {bad}: impute it or leave the row out")
     if bad := ", ".join(names[np.abs(scaled).max(axis=0) > MAX_DEVIATION]):
         raise ValueError(f"column {bad} leaves the agreed range and could overflow a sum: check its unit")
+    return scaled
+
+
+def scale_rows(table: Any) -> np.ndarray:
+    """Check one party's patients and return their rows: a one, then the columns, the target last, in agreed spreads; (n, d + 2)."""
+    scaled = scale_columns(table)
+    if table.columns[-1] != TARGET:
+        raise ValueError(f"expected {TARGET} as the last column")
     return np.column_stack([np.ones(len(scaled)), scaled])
 
 

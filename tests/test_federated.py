@@ -11,6 +11,7 @@ import tensorflow as tf
 import tensorflow_federated as tff
 
 from pprml import federated
+from pprml.federated import _context
 
 SIZES = (4, 3)
 RATE = 0.5
@@ -34,12 +35,13 @@ def hand_gradient(weights, x, y):
     return [x.T @ error / len(x), error.mean(0)]
 
 
-def hand_pass(weights, x, y, batch_size):
+def hand_pass(weights, x, y, batch_size, pull=0.0):
+    first = weights
     for start in range(0, len(x), batch_size):
         rows = slice(start, start + batch_size)
-        weights = [
-            w - RATE * g for w, g in zip(weights, hand_gradient(weights, x[rows], y[rows]), strict=True)
-        ]
+        slopes = hand_gradient(weights, x[rows], y[rows])
+        steps = zip(weights, slopes, first, strict=True)
+        weights = [w - RATE * (slope + pull * (w - w0)) for w, slope, w0 in steps]
     return weights
 
 
@@ -180,7 +182,7 @@ def test_an_unweighted_mean_is_rejected_where_sizes_differ(context, weights, mod
 
 
 def test_a_fedsgd_round_is_one_step_along_the_mean_gradient(context, weights, model):
-    fedsgd = federated.build_fedsgd(model, RATE, batch_size=100, dtype=np.float32)
+    fedsgd = federated.build_fedsgd(model, RATE, dtype=np.float32)
     clients = make_clients((5, 20, 75))
     step = average([hand_gradient(weights, *client) for client in clients], sizes=[5, 20, 75])
     result = federated.run_rounds(fedsgd, clients, [[0, 1, 2]], weights)
@@ -201,6 +203,16 @@ def test_a_training_learns_and_keeps_its_scores(context, weights, model, fedavg)
     np.testing.assert_array_equal(training.rounds, [2, 4, 6, 8])
     assert training.scores[-1] > 0.95
     assert score(training.weights) == pytest.approx(training.scores[-1], abs=0.03)
+
+
+def test_a_training_ends_at_its_target(context, weights, fedavg):
+    clients, seen = make_clients([16] * 4), iter((0.1, 0.5, 0.7, 0.9))
+    schedule = federated.sample_clients(4, 2, 4, seed=0)
+    training = federated.run_rounds(fedavg, clients, schedule, weights, lambda w: next(seen), stop_at=0.5)
+    np.testing.assert_array_equal(training.rounds, [1, 2])
+    assert_same_weights(
+        training.weights, federated.run_rounds(fedavg, clients, schedule[:2], weights).weights
+    )
 
 
 def test_two_runs_are_the_same_to_the_last_bit(context, weights, fedavg):
@@ -241,6 +253,191 @@ def test_initial_weights_depend_on_the_seed_alone():
     assert np.abs(one[0]).max() <= np.sqrt(6 / 912)
 
 
+# --- the same as TFF's own algorithms -------------------------------------------------------------------------------------
+
+# Sizes that 8 does not divide: every client ends on a smaller batch, and one has a single record.
+UNEVEN = make_clients((5, 20, 75, 1, 33), seed=2)
+ROUNDS = [[0, 1, 2], [3, 4, 1], [2, 4, 0]]
+sgd, adam = tff.learning.optimizers.build_sgdm, tff.learning.optimizers.build_adam
+stock = tff.learning.algorithms
+
+
+def run_stock(process, model, weights, epochs=1, clients=UNEVEN):
+    """Train with a process of TFF's own, fed from data sets."""
+    start = tff.learning.models.ModelWeights(tuple(weights), ())
+    state = process.set_model_weights(process.initialize(), start)
+    for chosen in ROUNDS:
+        sets = [tf.data.Dataset.from_tensor_slices(clients[k]).batch(8).repeat(epochs) for k in chosen]
+        output = process.next(state, sets)
+        state = output.state
+    return list(state.global_model_weights.trainable), output.metrics["client_work"]["train"]
+
+
+def assert_same_training(federation, reference):
+    ours = federated.run_rounds(federation, UNEVEN, ROUNDS, reference[2])
+    assert_same_weights(ours.weights, reference[0])
+    assert ours.metrics[-1] == pytest.approx(dict(reference[1]), rel=1e-5)
+
+
+CASES = {
+    "fedavg": ({}, lambda m: stock.build_weighted_fed_avg(m, sgd(RATE)), 1),
+    "two epochs": ({"local_epochs": 2}, lambda m: stock.build_weighted_fed_avg(m, sgd(RATE)), 2),
+    "fedadam": (
+        {"server_optimizer": adam(0.1)},
+        lambda m: stock.build_weighted_fed_avg(m, sgd(RATE), adam(0.1)),
+        1,
+    ),
+    "adam on the clients": (
+        {"client_learning_rate": adam(0.1)},
+        lambda m: stock.build_weighted_fed_avg(m, adam(0.1)),
+        1,
+    ),
+    "counted alike": (
+        {"aggregator": tff.aggregators.UnweightedMeanFactory()},
+        lambda m: stock.build_unweighted_fed_avg(m, sgd(RATE)),
+        1,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_our_clients_reach_what_tffs_reach_in_weights_and_metrics(context, weights, model, name):
+    settings, build, epochs = CASES[name]
+    reference = (*run_stock(build(model), model, weights, epochs), weights)
+    settings = {"client_learning_rate": RATE, "batch_size": 8, "dtype": np.float32, **settings}
+    assert_same_training(federated.build_fedavg(model, **settings), reference)
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {"batch_size": 16},
+        {"local_epochs": 2},
+        {"proximal_strength": 0.1},
+        {"server_optimizer": sgd(0.9)},
+        {"aggregator": tff.aggregators.UnweightedMeanFactory()},
+        {"client_learning_rate": sgd(RATE, momentum=0.1)},
+    ],
+    ids=lambda broken: next(iter(broken)),
+)
+def test_a_client_that_works_otherwise_is_told_from_tffs(context, weights, model, broken):
+    reference = (*run_stock(CASES["fedavg"][1](model), model, weights), weights)
+    settings = {"client_learning_rate": RATE, "batch_size": 8, "dtype": np.float32, **broken}
+    with pytest.raises(AssertionError):
+        assert_same_training(federated.build_fedavg(model, **settings), reference)
+
+
+def test_fedprox_pulls_back_to_the_servers_weights_and_tffs_own_pushes_away(context, weights, model):
+    # The proximal term's gradient is strength * (w - w0), arXiv 1812.06127. TFF 0.87 adds strength * (w0 - w).
+    clients = make_clients((5, 20, 75))
+    pulled, pushed = (
+        average([hand_pass(weights, *client, 8, pull) for client in clients], sizes=[5, 20, 75])
+        for pull in (0.7, -0.7)
+    )
+    federation = federated.build_fedavg(model, RATE, proximal_strength=0.7, batch_size=8, dtype=np.float32)
+    assert_same_weights(federated.run_rounds(federation, clients, [[0, 1, 2]], weights).weights, pulled)
+    process = stock.build_weighted_fed_prox(model, 0.7, sgd(RATE), sgd(1.0))
+    broken = federated.build_federation(process, model, batch_size=8, dtype=np.float32)
+    result = federated.run_rounds(broken, clients, [[0, 1, 2]], weights).weights
+    assert_same_weights(result, pushed)
+    with pytest.raises(AssertionError):
+        assert_same_weights(result, pulled)
+
+
+def test_a_client_that_diverges_counts_for_nothing(context, weights, model):
+    # Its change is not a number: TFF leaves it out, and so do we.
+    huge = federated.build_fedavg(model, 1.0, batch_size=8, dtype=np.float32)
+    clients = [(np.full((20, 4), 3e38, np.float32), np.arange(20, dtype=np.int32) % 3), make_clients([20])[0]]
+    both = federated.run_rounds(huge, clients, [[0, 1]], weights).weights
+    assert_same_weights(both, federated.run_rounds(huge, clients[1:], [[0]], weights).weights)
+
+
+@pytest.mark.parametrize("build", [tff.learning.secure_aggregator, tff.learning.compression_aggregator])
+def test_tffs_aggregators_come_near_the_plain_mean(context, weights, model, build):
+    settings = dict(client_learning_rate=0.1, batch_size=8, dtype=np.float32)
+    plain, other = (
+        federated.run_rounds(federated.build_fedavg(model, **settings, **more), UNEVEN, [[0, 1, 2]], weights)
+        for more in ({}, {"aggregator": build(clipping=False)})
+    )
+    for one, mean in zip(other.weights, plain.weights, strict=True):
+        np.testing.assert_allclose(one, mean, atol=1e-3)
+    assert other.metrics[0] == pytest.approx(plain.metrics[0], rel=1e-2)
+
+
+def test_compressed_bytes_are_those_of_the_encoded_arrays():
+    large, small = np.zeros((300, 100), np.float32), np.zeros(100, np.float32)
+    # 8 bits a number, of which 28 fill an int32 of 32, and two numbers for the range; the small array stays as it is.
+    assert federated.count_compressed_bytes([large, small]) == 30_000 * 32 // 28 // 4 * 4 + 4 + 8 + 400
+    assert federated.count_compressed_bytes([large], threshold=30_000) == large.nbytes
+    assert federated.count_compressed_bytes([large], bits=4) < 0.2 * large.nbytes
+    with pytest.raises(ValueError, match="give 1 to 16"):
+        federated.count_compressed_bytes([large], bits=0)
+
+
+# --- a Keras model --------------------------------------------------------------------------------------------------------
+
+
+def make_keras(*layers):
+    tf.keras.utils.set_random_seed(0)
+    return tf.keras.Sequential([tf.keras.Input((6, 6, 1)), *layers])
+
+
+def make_cnn(*more):
+    flatten, conv = tf.keras.layers.Flatten(), tf.keras.layers.Conv2D(4, 3, activation="relu")
+    return make_keras(conv, *more, tf.keras.layers.MaxPooling2D(), flatten, tf.keras.layers.Dense(3))
+
+
+def make_pictures(sizes):
+    rng = np.random.default_rng(0)
+    return [
+        (rng.random((n, 6, 6, 1)).astype(np.float32), rng.integers(0, 3, n).astype(np.int32)) for n in sizes
+    ]
+
+
+def keras_pass(weights, x, y):
+    """One pass of Keras's own SGD in batches of 8."""
+    keras_model = make_cnn()
+    keras_model.set_weights(weights)
+    loss = tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    keras_model.compile(tf.keras.optimizers.SGD(RATE), loss)
+    keras_model.fit(x, y, batch_size=8, shuffle=False, verbose=0)
+    return keras_model.get_weights()
+
+
+def test_a_round_of_a_keras_model_is_the_mean_of_keras_passes(context):
+    # Keras first: TFF's tracing leaves its classes in graph mode.
+    clients, start = make_pictures((20, 9)), make_cnn().get_weights()
+    passes = [keras_pass(start, *client) for client in clients]
+    model = federated.from_keras(make_cnn())
+    assert_same_weights(model.initial_weights[0], start)
+    federation = federated.build_fedavg(model, RATE, batch_size=8, dtype=np.float32)
+    training = federated.run_rounds(federation, clients, [[0, 1]], start)
+    assert_same_weights(training.weights, average(passes, [20, 9]))
+    assert set(training.metrics[0]) == {"loss", "accuracy"}
+    with pytest.raises(AssertionError):
+        assert_same_weights(training.weights, average(passes, [1, 1]))
+    kernel, bias, last, last_bias = training.weights
+    hidden = tf.nn.max_pool2d(
+        tf.nn.relu(tf.nn.conv2d(clients[0][0], kernel, 1, "VALID") + bias), 2, 2, "VALID"
+    )
+    first_choices = np.argmax(tf.reshape(hidden, (20, -1)) @ last + last_bias, axis=1)
+    assert federated.measure_accuracy(model, training.weights, clients[0][0], first_choices) == 1
+
+
+def test_a_keras_model_that_cannot_be_averaged_is_refused():
+    with pytest.raises(ValueError, match="fit no client. Use tf.keras.layers.GroupNormalization"):
+        federated.from_keras(make_cnn(tf.keras.layers.BatchNormalization()))
+    frozen = make_cnn()
+    frozen.layers[0].trainable = False
+    with pytest.raises(ValueError, match="not trained"):
+        federated.from_keras(frozen)
+    with pytest.raises(ValueError, match="leave the softmax out"):
+        federated.from_keras(
+            make_keras(tf.keras.layers.Flatten(), tf.keras.layers.Dense(3, activation="softmax"))
+        )
+    federated.from_keras(make_cnn(tf.keras.layers.GroupNormalization(2)))
+
+
 # --- bad input, refused before TFF is asked for anything -------------------------------------------------------------------
 
 
@@ -263,6 +460,7 @@ GOOD = make_clients((10, 12))
         (GOOD, [], "use sample_clients"),
         (GOOD, [[]], "use sample_clients"),
         (GOOD, [0, 1], "use sample_clients"),
+        (GOOD, [[0, 1, 0]], "calls a client twice"),
         (
             [GOOD[0], (GOOD[1][0][:0], GOOD[1][1][:0])],
             [[0]],
@@ -272,6 +470,12 @@ GOOD = make_clients((10, 12))
         ([(GOOD[0][0].astype(np.float64), GOOD[0][1])], [[0]], "client 0: convert its arrays"),
         ([(GOOD[0][0], GOOD[0][1].astype(np.int64))], [[0]], "client 0: convert its arrays"),
         ([(GOOD[0][0][:, :3], GOOD[0][1])], [[0]], "client 0: convert its arrays"),
+        (
+            [GOOD[0], (GOOD[1][0] * np.float32("nan"), GOOD[1][1])],
+            [[0]],
+            "client 1: a feature is not a finite number",
+        ),
+        ([(GOOD[0][0] * np.float32("inf"), GOOD[0][1])], [[0]], "client 0: a feature is not a finite number"),
     ],
 )
 def test_clients_that_do_not_fit_are_refused(context, weights, fedavg, clients, schedule, fix):
@@ -287,8 +491,33 @@ def test_no_clients_and_no_batch_are_refused(context, weights, model, fedavg):
         federated.build_fedavg(model, RATE, batch_size=0)
 
 
+def test_a_client_with_one_label_is_no_error(context, weights, fedavg):
+    x, y = make_clients([40])[0]
+    only = [(x[y == 0], y[y == 0])]
+    expected = hand_pass(weights, *only[0], 8)
+    assert_same_weights(federated.run_rounds(fedavg, only, [[0]], weights).weights, expected)
+
+
+@pytest.mark.parametrize(
+    ("setting", "fix"),
+    [
+        ({"local_epochs": 0}, "give 1 or more"),
+        ({"batch_size": -3}, "give 1 or more"),
+        ({"proximal_strength": -0.1}, "0 or more"),
+        ({"proximal_strength": float("nan")}, "0 or more"),
+        ({"client_learning_rate": 0.0}, "above 0"),
+        ({"client_learning_rate": float("inf")}, "above 0"),
+    ],
+)
+def test_settings_out_of_range_are_refused(model, setting, fix):
+    with pytest.raises(ValueError, match=fix):
+        federated.build_fedavg(model, **{"client_learning_rate": RATE, **setting})
+    with pytest.raises(ValueError, match="above 0"):
+        federated.build_fedsgd(model, -RATE)
+
+
 def test_training_without_a_context_is_refused(weights, fedavg, monkeypatch):
-    monkeypatch.setattr(federated, "_open_contexts", 0)
+    monkeypatch.setattr(_context, "_open_contexts", 0)
     with pytest.raises(ValueError, match="inside `with federated_context"):
         federated.run_rounds(fedavg._replace(process=Unused()), GOOD, [[0]], weights)
 
@@ -303,37 +532,37 @@ def compute_one():
 @pytest.fixture
 def other_workers():
     """Workers of the module's shared context, which these tests must leave alone."""
-    return federated._find_workers()
+    return _context._find_workers()
 
 
 def test_no_worker_is_left_and_none_is_taken_from_another_context(other_workers):
     with federated.federated_context():
-        (worker,) = federated._find_workers() - other_workers
+        (worker,) = _context._find_workers() - other_workers
         assert compute_one() == 1
         with pytest.raises(AssertionError):
             assert_no_worker()
     assert not worker.is_running()
-    assert federated._find_workers() == other_workers
-    assert subprocess.Popen is federated._Popen
+    assert _context._find_workers() == other_workers
+    assert subprocess.Popen is _context._Popen
 
 
 def test_no_worker_is_left_by_an_error(other_workers):
     with pytest.raises(ZeroDivisionError), federated.federated_context():
         compute_one()
         raise ZeroDivisionError
-    assert federated._find_workers() == other_workers
+    assert _context._find_workers() == other_workers
 
 
 def test_a_worker_that_died_inside_the_block_does_no_harm(other_workers):
     with federated.federated_context():
-        (worker,) = federated._find_workers() - other_workers
+        (worker,) = _context._find_workers() - other_workers
         os.kill(worker.pid, signal.SIGKILL)
-    assert federated._find_workers() == other_workers
+    assert _context._find_workers() == other_workers
 
 
 def test_the_worker_is_silent(other_workers):
     with federated.federated_context():
-        (worker,) = federated._find_workers() - other_workers
+        (worker,) = _context._find_workers() - other_workers
         assert {os.readlink(f"/proc/{worker.pid}/fd/{number}") for number in (1, 2)} == {os.devnull}
 
 

@@ -6,6 +6,7 @@ encrypted sums (`descent`). Each party is a process. Keys and ciphertexts are li
 A demonstration, not a deployment: messages are not authenticated, and nobody checks the inputs of another party.
 """
 
+from pprml.encrypted_regression.crew import Message
 from pprml.encrypted_regression.descent import (
     chebyshev_weights,
     descend,
@@ -13,14 +14,15 @@ from pprml.encrypted_regression.descent import (
     seal_system,
     train_outsourced,
 )
+from pprml.encrypted_regression.masking import attack_divide, mask_all_but_sum, refresh
 from pprml.encrypted_regression.outsourcing import (
     Outsourced,
     choose_packing,
     fit_outsourced,
-    multiply_pairs,
+    fit_stream,
     naive_fit_dot,
-    read_sealed,
 )
+from pprml.encrypted_regression.prediction import Predicted, attack_predictions, predict_outsourced
 from pprml.encrypted_regression.private_sums import (
     attack_membership,
     clip_rows,
@@ -28,7 +30,8 @@ from pprml.encrypted_regression.private_sums import (
     noise_sums,
     sums_sensitivity,
 )
-from pprml.encrypted_regression.protocol import PUBLISHED_DECIMALS, Message, Result, run_protocol
+from pprml.encrypted_regression.products import multiply_pairs, read_sealed
+from pprml.encrypted_regression.protocol import PUBLISHED_DECIMALS, Result, run_protocol
 from pprml.encrypted_regression.schemes import (
     CKKS_SCALE,
     MAX_MODULUS_BITS,
@@ -41,6 +44,14 @@ from pprml.encrypted_regression.schemes import (
     Paillier,
     PaillierUnpacked,
 )
+from pprml.encrypted_regression.summary import (
+    Summary,
+    choose_penalty,
+    cross_validate,
+    solve_ridge,
+    summarize_sums,
+)
+from pprml.encrypted_regression.vertical import Vertical, fit_vertical
 
 # In the clear: shared with chapter 12, and read through this package by chapter 10.
 from pprml.least_squares import REFERENCE, TARGET, compute_sums, solve_sums, split_rows
@@ -61,24 +72,38 @@ __all__ = [
     "Outsourced",
     "Paillier",
     "PaillierUnpacked",
+    "Predicted",
     "Result",
+    "Summary",
+    "Vertical",
+    "attack_divide",
     "attack_membership",
+    "attack_predictions",
     "chebyshev_weights",
     "choose_packing",
+    "choose_penalty",
     "clip_rows",
     "clip_sums",
     "compute_sums",
+    "cross_validate",
     "descend",
     "descend_encrypted",
     "fit_outsourced",
+    "fit_stream",
+    "fit_vertical",
+    "mask_all_but_sum",
     "multiply_pairs",
     "naive_fit_dot",
     "noise_sums",
+    "predict_outsourced",
     "read_sealed",
+    "refresh",
     "run_protocol",
     "seal_system",
+    "solve_ridge",
     "solve_sums",
     "split_rows",
+    "summarize_sums",
     "sums_sensitivity",
     "train_outsourced",
 ]

@@ -13,7 +13,8 @@ import numpy as np
 import tenseal.sealapi as seal
 
 from pprml.ckks import KeyHolder, Ring, find_secret_key, fingerprint, open_ring
-from pprml.encrypted_regression.outsourcing import ask_process, read_sealed
+from pprml.encrypted_regression.crew import ask_process
+from pprml.encrypted_regression.products import read_sealed
 
 PERIOD = 16  # numbers of the model, padded: a power of two, so that its copies fill the slots
 

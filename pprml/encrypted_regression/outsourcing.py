@@ -4,29 +4,25 @@ The products are left as SEAL makes them, of three polynomials, and their slots 
 gets no evaluation key at all. What comes back holds products of single rows; that is sound only because who opens it owns the rows.
 """
 
-import multiprocessing
-import time
-from itertools import combinations_with_replacement
-from pathlib import Path
-from tempfile import TemporaryDirectory
+from collections.abc import Iterable, Iterator
+from itertools import chain, combinations_with_replacement
 from typing import Any, NamedTuple
 
 import numpy as np
 import tenseal as ts
-import tenseal.sealapi as seal
 
-from pprml.ckks import KeyHolder, Ring, find_secret_key, fingerprint, open_ring, read_ciphertext
-from pprml.least_squares import scale_rows, solve_sums
+from pprml.encrypted_regression.products import DEGREE, count_rows, list_pairs, split_pairs, sum_products
+from pprml.least_squares import MAX_DEVIATION, scale_rows, solve_sums, unpack_sums
 
-DEGREE, SCALE_BITS = 8192, 52
-#: An answer is a mean of products, at most 8^2, and 2^7 with a sign lie before the point: 60 + 52 + 60 bits, of 218 allowed.
-HEAD_BITS = 8
+#: Blocks of a stream that the server adds, and keeps on its disk for the audit, before the owner opens the sums so far.
+BLOCKS = 16
 
 
 class Outsourced(NamedTuple):
     """Outcome of a run. `coefficients` as from `solve_sums`; `seconds` of each step, without the start of the process.
 
-    `received` lists the server's files and their bytes, `returned` what it sent back; `secret_seen` the secret keys among the first.
+    `sums` are those of `compute_sums`, with the sum of the squared target last. `received` lists the server's files and their bytes,
+    `returned` how many it sent back; `secret_seen` the secret keys among the first. The server works while the owner encrypts.
     """
 
     coefficients: np.ndarray
@@ -35,6 +31,7 @@ class Outsourced(NamedTuple):
     received: dict[str, int]
     returned: int
     secret_seen: list[str]
+    sums: np.ndarray
 
 
 def choose_packing(rows: int, columns: int, owners: int = 1, slots: int = DEGREE // 2) -> tuple[str, str]:
@@ -52,84 +49,13 @@ def choose_packing(rows: int, columns: int, owners: int = 1, slots: int = DEGREE
             "local sums",
             "each owner adds up its own rows for nothing: products of single rows must not reach another",
         )
-    products = (columns + 1) * (columns + 4) // 2
-    if products > slots:
-        return "columns", f"{products} products do not fit in {slots} slots"
-    # Fresh ciphertexts are sent as one polynomial and a seed; a product comes back as three.
-    pairs = 2 * -(-rows // (slots // products)) + 3
-    separate = (columns + 2) * -(-rows // slots) + 3 * products
+    # Fresh ciphertexts are sent as one polynomial and a seed; a product comes back as three. A slot holds two rows.
+    size, products = columns + 1, len(list_pairs(columns + 1))
+    groups = len(split_pairs(size, slots))
+    pairs = groups * (2 * -(-rows // count_rows("replicated pairs", size, slots)) + 3)
+    separate = 2 * size * -(-rows // count_rows("columns", size, slots)) + 3 * products
     name = "replicated pairs" if pairs <= separate else "columns"
     return name, f"{pairs} polynomials travel with replicated pairs, {separate} with columns"
-
-
-def list_pairs(size: int) -> list[tuple[int, int]]:
-    """Return the pairs of columns of A and y whose products `compute_sums` adds, in its order."""
-    return [*combinations_with_replacement(range(size), 2), *((i, size) for i in range(size))]
-
-
-def lay_out(rows: np.ndarray, packing: str, slots: int) -> list[tuple[str, np.ndarray]]:
-    """Name and fill the plaintexts: `rows` is A with y as its last column, divided so that a sum is a mean."""
-    pairs = np.array(list_pairs(rows.shape[1] - 1))
-    rows = rows / np.sqrt(len(rows))
-    if packing == "columns":
-        blocks = range(0, len(rows), slots)
-        return [
-            (f"{j}_{b}", rows[at : at + slots, j])
-            for j in range(rows.shape[1])
-            for b, at in enumerate(blocks)
-        ]
-    step = slots // len(pairs)
-    return [
-        (f"{side}_{b}", rows[at : at + step, pairs[:, side]].ravel())
-        for b, at in enumerate(range(0, len(rows), step))
-        for side in (0, 1)
-    ]
-
-
-def multiply_pairs(ring: Ring, left: list[seal.Ciphertext], right: list[seal.Ciphertext]) -> seal.Ciphertext:
-    """Return the sum of left times right, slot by slot, in three polynomials: neither relinearised nor rescaled."""
-    total, term = seal.Ciphertext(), seal.Ciphertext()
-    ring.seal.multiply(left[0], right[0], total)
-    for a, b in zip(left[1:], right[1:], strict=True):
-        ring.seal.multiply(a, b, term)
-        ring.seal.add_inplace(total, term)
-    return total
-
-
-def read_sealed(ring: Ring, folder: Path, sealed: dict[str, str]) -> dict[str, seal.Ciphertext]:
-    """Read fresh ciphertexts whose SHA-256 was told apart from the folder; refuse an altered, foreign or damaged one."""
-    if bad := ", ".join(n for n, seen in fingerprint(folder, list(sealed)).items() if seen != sealed[n]):
-        raise ValueError(f"refused: {bad} is not what the owner sent")
-    return {name: read_ciphertext(ring, folder / name, ring.levels) for name in sealed}
-
-
-def _serve(pipe, folder, sealed, packing, size):
-    """Be the server, in its own process: no secret key and no evaluation key."""
-    try:
-        ring, start = open_ring(folder), time.perf_counter()
-        cts = read_sealed(ring, folder, sealed)
-        blocks = range(1 + max(int(name.split("_")[1]) for name in cts))
-        pairs = list_pairs(size) if packing == "columns" else [(0, 1)]
-        for number, (i, j) in enumerate(pairs):
-            left, right = ([cts[f"{side}_{b}"] for b in blocks] for side in (i, j))
-            multiply_pairs(ring, left, right).save(str(folder / f"product_{number}"))
-        seconds = time.perf_counter() - start
-        files = [path for path in folder.iterdir() if not path.name.startswith("product")]
-        pipe.send(({path.name: path.stat().st_size for path in files}, find_secret_key(ring, files), seconds))
-    except Exception as error:
-        pipe.send(ValueError(f"server: {error}"))
-
-
-def _open_sums(key, folder, count, packing, rows):
-    """Decrypt the products, and add the slots: mean products times the number of rows, which is public."""
-    means = []
-    for number in range(count if packing == "columns" else 1):
-        ct = seal.Ciphertext()
-        ct.load(key.context, str(folder / f"product_{number}"))
-        opened = key.decrypt(ct)
-        used = key.slots // count * count
-        means.append(opened.sum() if packing == "columns" else opened[:used].reshape(-1, count).sum(axis=0))
-    return np.ravel(means) * rows
 
 
 def fit_outsourced(table: Any, packing: str | None = None, timeout: float = 120.0) -> Outsourced:
@@ -142,7 +68,7 @@ def fit_outsourced(table: Any, packing: str | None = None, timeout: float = 120.
     packing : {"replicated pairs", "columns"}, optional
         By default what `choose_packing` says.
     timeout : float
-        Seconds that the server may take.
+        Seconds that the server may take for one answer.
 
     Raises
     ------
@@ -155,48 +81,70 @@ def fit_outsourced(table: Any, packing: str | None = None, timeout: float = 120.
     packing = packing or choose_packing(len(rows), size - 1)[0]
     if packing not in ("replicated pairs", "columns"):
         raise ValueError(f"unknown packing {packing!r}: use 'replicated pairs' or 'columns'")
-    count, seconds = len(list_pairs(size)), {}
-    start = time.perf_counter()
-    key = KeyHolder(DEGREE, 1, scale_bits=SCALE_BITS, head_bits=HEAD_BITS)
-    with TemporaryDirectory() as place:
-        folder = Path(place)
-        key.parameters.save(str(folder / "parameters"))
-        seconds["keys"], start = time.perf_counter() - start, time.perf_counter()
-        names = []
-        for name, numbers in lay_out(rows, packing, key.slots):
-            key.encrypt_to(numbers, folder / name)
-            names.append(name)
-        seconds["encrypt"] = time.perf_counter() - start
-        answer = ask_process(_serve, timeout, folder, fingerprint(folder, names), packing, size)
-        received, secret, seconds["server"] = answer
-        start = time.perf_counter()
-        sums = _open_sums(key, folder, count, packing, len(rows))
-        coefficients = solve_sums(sums, list(table.columns[:-1]))
-        seconds["decrypt"] = time.perf_counter() - start
-        returned = sum(path.stat().st_size for path in folder.glob("product_*"))
-    return Outsourced(coefficients, packing, seconds, received, returned, secret)
+    step = count_rows(packing, size, DEGREE // 2)
+    blocks = [rows[at : at + step] for at in range(0, len(rows), step)]
+    sums, *record = sum_products(blocks, size, packing, len(blocks), timeout)
+    return Outsourced(solve_sums(sums[:-1], list(table.columns[:-1])), packing, *record, sums)
 
 
-def ask_process(role, timeout, *arguments):
-    """Run a role in a process of its own and return its one answer."""
-    spawn = multiprocessing.get_context("spawn")
-    ours, theirs = spawn.Pipe()
-    process = spawn.Process(target=role, args=(theirs, *arguments), daemon=True)
-    process.start()
-    theirs.close()
-    try:
-        if not ours.poll(timeout):
-            raise TimeoutError(f"the server did not answer within {timeout:g} s")
-        answer = ours.recv()
-    except EOFError:
-        raise RuntimeError("the server ended before it answered") from None
-    finally:
-        process.kill()
-        process.join()
-        ours.close()
-    if isinstance(answer, Exception):
-        raise answer
-    return answer
+def fit_stream(parts: Iterable[np.ndarray], timeout: float = 120.0) -> Outsourced:
+    """Fit a line to any number of rows, of which no more than a few blocks are in memory or on disk at a time.
+
+    Parameters
+    ----------
+    parts : iterable of ndarray of shape (m, d + 1)
+        Rows in agreed units, about one spread in size and at most 8, the target last; parts of any length.
+    timeout : float
+        Seconds that the server may take for one answer.
+
+    Returns
+    -------
+    Outsourced
+        `coefficients` (d + 1,) in the units of the parts, the intercept first.
+
+    Raises
+    ------
+    ValueError
+        Parts of different widths, a missing or infinite value, or one beyond 8; no rows; or collinear columns.
+    """
+    parts = iter(parts)
+    first = next(parts, None)
+    if first is None or np.ndim(first) != 2 or first.shape[1] < 2:
+        raise ValueError("expected parts of shape (m, d + 1): at least one column and the target")
+    size = first.shape[1]
+    blocks = cut_rows(_check_parts(first, parts), count_rows("columns", size, DEGREE // 2))
+    sums, *record = sum_products(blocks, size, "columns", BLOCKS, timeout)
+    gram, right = unpack_sums(sums[:-1], size)
+    if np.linalg.cond(gram) > 1e9:
+        raise ValueError("X'X is singular: constant or collinear columns, or too few rows")
+    return Outsourced(np.linalg.solve(gram, right), "columns", *record, sums)
+
+
+def _check_parts(first: np.ndarray, rest: Iterator) -> Iterator[np.ndarray]:
+    for part in chain([first], rest):
+        part = np.asarray(part, float)
+        if part.ndim != 2 or part.shape[1] != first.shape[1]:
+            raise ValueError(f"expected {first.shape[1]} columns in every part")
+        if part.size and not np.abs(part).max() <= MAX_DEVIATION:
+            raise ValueError(
+                f"a value is missing, infinite or beyond {MAX_DEVIATION:g}: scale the columns first"
+            )
+        yield np.column_stack([np.ones(len(part)), part])
+
+
+def cut_rows(parts: Iterable[np.ndarray], step: int) -> Iterator[np.ndarray]:
+    """Cut a stream of rows into blocks of `step` rows, the last one shorter."""
+    held, count = [], 0
+    for part in parts:
+        while len(part):
+            take = part[: step - count]
+            held.append(take)
+            count, part = count + len(take), part[len(take) :]
+            if count == step:
+                yield np.concatenate(held)
+                held, count = [], 0
+    if count:
+        yield np.concatenate(held)
 
 
 def naive_fit_dot(table: Any) -> np.ndarray:
@@ -206,6 +154,7 @@ def naive_fit_dot(table: Any) -> np.ndarray:
     context.global_scale = 2.0**40
     context.generate_galois_keys()
     columns = [ts.ckks_vector(context, column.tolist()) for column in (rows / np.sqrt(len(rows))).T]
-    products = [columns[i].dot(columns[j]) for i, j in list_pairs(size)]
+    pairs = [*combinations_with_replacement(range(size), 2), *((i, size) for i in range(size))]
+    products = [columns[i].dot(columns[j]) for i, j in pairs]
     sums = np.array([product.decrypt()[0] for product in products]) * len(rows)
     return solve_sums(sums, list(table.columns[:-1]))

@@ -1,0 +1,58 @@
+"""TFF's worker process: silent, and ended with the block that started it."""
+
+import contextlib
+import os
+import subprocess
+from collections.abc import Iterator, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import psutil
+import tensorflow as tf
+import tensorflow_federated as tff
+
+_Popen = subprocess.Popen
+_open_contexts = 0
+
+
+def is_open() -> bool:
+    """Tell whether a `federated_context` is open."""
+    return _open_contexts > 0
+
+
+def _start_worker(command: Sequence[str], **_: Any) -> SimpleNamespace:
+    """Start TFF's worker silently; not as a `Popen`, so that TFF leaves ending it to `federated_context`."""
+    process = _Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return SimpleNamespace(pid=process.pid, wait=process.wait)
+
+
+def _find_workers() -> set[psutil.Process]:
+    return {child for child in psutil.Process().children() if child.name() == "worker_binary"}
+
+
+@contextlib.contextmanager
+def federated_context() -> Iterator[None]:
+    """Run TFF inside this block, one client a core; its worker is silent and ends with the block, come what may.
+
+    Left alone, TFF's ``worker_binary`` writes to the notebook and outlives a Python that ends without warning.
+    """
+    global _open_contexts
+    earlier, native = _find_workers(), tff.backends.native
+    context = native.create_sync_local_cpp_execution_context(max_concurrent_computation_calls=os.cpu_count())
+    _open_contexts += 1
+    try:
+        with tff.framework.get_context_stack().install(context):
+            subprocess.Popen = _start_worker
+            try:  # TFF starts its worker at the first computation
+                tff.tensorflow.computation(lambda: tf.constant(0))()
+            finally:
+                subprocess.Popen = _Popen
+            yield
+    finally:
+        _open_contexts -= 1
+        workers = _find_workers() - earlier
+        for end in (psutil.Process.terminate, psutil.Process.kill):
+            for worker in workers:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    end(worker)
+            workers = set(psutil.wait_procs(workers, timeout=5)[1])
