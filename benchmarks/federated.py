@@ -191,7 +191,7 @@ def run_ours(work, network: str, lap) -> list[np.ndarray]:
     else:
         from benchmarks.peers.tensorflow_training import build_keras
 
-        model = federated.from_keras(lambda: build_keras(network, work.weights))
+        model = federated.from_keras(build_keras(network, work.weights))
     fedavg = federated.build_fedavg(model, client_learning_rate=0.1, batch_size=20)
     with federated.federated_context():
         trained = federated.run_rounds(
