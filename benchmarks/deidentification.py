@@ -1,7 +1,7 @@
 """Measures of a table against pycanon, and k-anonymous tables against anjana: same answers, in what time; then 10^8 rows.
 
-The table is Adult's rows, drawn again and again. Two choices of columns: five quasi-identifiers in the small groups of a table that
-was made coarser, and the six of pycanon's own first example, with five times as many groups. Missing values are filled in, since
+The table is Adult's rows, drawn again and again. Two choices of columns: five quasi-identifiers, and the six of
+pycanon's own first example, which make more than twice as many groups. Missing values are filled in, since
 pycanon leaves those rows out. The peers run in an environment of their own (they need numpy 2), on the same pandas frame, and
 time themselves: neither start nor loading is counted, on either side.
 """
