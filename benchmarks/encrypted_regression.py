@@ -9,16 +9,14 @@ largest memory together with its server's. A peer that would take over a minute 
 import json
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from functools import partial
 
 import numpy as np
-import psutil
 import tenseal
 
-from benchmarks.run import Case
+from benchmarks.run import Case, PeakMemory
 from pprml import ROOT
 from pprml.encrypted_regression import SCHEMES, outsourcing, products
 from pprml.least_squares import unpack_sums
@@ -70,6 +68,7 @@ def fit_clear(source: Source) -> tuple[np.ndarray, int]:
 
 
 def fit_ours(source: Source) -> tuple[np.ndarray, int]:
+    """Fit as `outsourcing.fit_outsourced` and `fit_stream` do, in the packing that is chosen for the size."""
     size, slots = source.columns + 1, products.DEGREE // 2
     packing = outsourcing.choose_packing(source.rows, source.columns)[0]
     step = products.count_rows(packing, size, slots)
@@ -220,35 +219,9 @@ def finish() -> None:
         print(f"left out, {peer}: {where}")
 
 
-class _Peak:
-    """The largest memory of this process and of those that it starts, in gigabytes: looked at every 20 ms."""
-
-    def __enter__(self):
-        self.gigabytes, self.stop, me = 0.0, threading.Event(), psutil.Process()
-
-        def watch():
-            finished = False
-            while not finished:
-                finished, total = self.stop.wait(0.02), 0
-                for process in [me, *me.children(recursive=True)]:
-                    try:
-                        total += process.memory_info().rss
-                    except psutil.Error:
-                        continue  # it ended meanwhile
-                self.gigabytes = max(self.gigabytes, total / 1e9)
-
-        self.thread = threading.Thread(target=watch)
-        self.thread.start()
-        return self
-
-    def __exit__(self, *_):
-        self.stop.set()
-        self.thread.join()
-
-
 if __name__ == "__main__":
     name, source = sys.argv[1], Source(int(sys.argv[2]), int(sys.argv[3]))
-    with _Peak() as peak:
+    with PeakMemory() as peak:
         source.counted, source.start = None, time.perf_counter()
         found, sent = SIDES[name](source)
         taken = source.counted or time.perf_counter() - source.start

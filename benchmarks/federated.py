@@ -14,15 +14,13 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from functools import cache
 from pathlib import Path
 
 import numpy as np
-import psutil
 
-from benchmarks.run import Case
+from benchmarks.run import Case, PeakMemory
 from pprml import ROOT
 
 SIZES = {"MLP": (784, 128, 10), "CNN": (5, 5, 1, 20, 50, 500, 10)}
@@ -117,9 +115,8 @@ def measure_side(command: list[str], network: str, clients: int, clients_per_rou
         process = subprocess.Popen(
             arguments, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment, cwd=folder
         )
-        watch = Memory(process.pid)
-        output = process.communicate()[0]
-        peak = watch.stop()
+        with PeakMemory(process.pid, every=0.5) as peak:
+            output = process.communicate()[0]
         lines = [line for line in output.splitlines() if line.startswith('{"first"')]
         if process.returncode or not lines:
             errors.seek(0)
@@ -128,39 +125,10 @@ def measure_side(command: list[str], network: str, clients: int, clients_per_rou
     return {
         "seconds a round": statistics.median(answer["rounds"]),
         "seconds to start": answer["first"] - start,
-        "gigabytes": peak,
+        "gigabytes": peak.gigabytes,
         "accuracy": score(folder, network),
         "first": _take(folder, "first"),
     }
-
-
-class Memory:
-    """The largest sum of memory of a process and all its children, looked at twice a second."""
-
-    def __init__(self, pid: int):
-        self.peak, self._end, self._process = 0.0, threading.Event(), psutil.Process(pid)
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
-
-    def _watch(self) -> None:
-        while not self._end.wait(0.5):
-            total = 0
-            try:
-                processes = [self._process, *self._process.children(recursive=True)]
-            except psutil.NoSuchProcess:
-                return
-            for process in processes:
-                try:
-                    total += process.memory_full_info().pss
-                except (psutil.NoSuchProcess, psutil.ZombieProcess):
-                    continue
-            self.peak = max(self.peak, total / 1e9)
-
-    def stop(self) -> float:
-        """Return the largest, in gigabytes."""
-        self._end.set()
-        self._thread.join()
-        return self.peak
 
 
 def score(folder: str, network: str) -> float:

@@ -10,9 +10,12 @@ import os
 import platform
 import statistics
 import sys
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import psutil
 from tqdm import tqdm
@@ -46,6 +49,37 @@ class Case:
     peer: Measure | None = None
     rounds: int = 5
     warm_up: bool = True
+
+
+class PeakMemory:
+    """The largest memory of a process and of those that it starts, in gigabytes: looked at every so many seconds inside the block.
+
+    Pages that several of them share are counted once.
+    """
+
+    def __init__(self, pid: int | None = None, every: float = 0.02):
+        self.gigabytes, self._every = 0.0, every
+        self._process, self._end = psutil.Process(pid), threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def _watch(self) -> None:
+        ended = False
+        while not ended:
+            ended, total, processes = self._end.wait(self._every), 0, [self._process]
+            with suppress(psutil.Error):
+                processes += self._process.children(recursive=True)
+            for process in processes:
+                with suppress(psutil.Error):  # it ended meanwhile
+                    total += process.memory_full_info().pss
+            self.gigabytes = max(self.gigabytes, total / 1e9)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end.set()
+        self._thread.join()
 
 
 def describe_machine() -> str:

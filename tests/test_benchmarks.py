@@ -1,6 +1,8 @@
 """The harness measures in turns, states ratio and spread, and names what it does not know."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -52,6 +54,15 @@ def test_results_are_printed_and_written(tmp_path, monkeypatch, capsys):
     records = run.run("made_up", [Case("a case", ours, peer, rounds=2)])
     assert json.loads((tmp_path / "made_up.json").read_text()) == records
     assert "0.25" in capsys.readouterr().out
+
+
+def test_peak_memory_counts_what_a_child_held_before_it_ended():
+    with run.PeakMemory() as alone:
+        pass
+    with run.PeakMemory() as peak:
+        hold = "import time; held = bytearray(300_000_000); time.sleep(1)"
+        subprocess.run([sys.executable, "-c", hold], check=True)
+    assert alone.gigabytes + 0.28 < peak.gigabytes < alone.gigabytes + 0.4
 
 
 def test_machine_is_described_without_its_name_or_paths():
