@@ -660,6 +660,29 @@ def test_the_noise_that_was_multiplied_is_smudged(crossing):
     assert constants(1) <= 2
 
 
+def test_all_that_the_other_party_returns_is_refreshed_masked_and_smudged_afresh(crossing, halves):
+    ring, public, opener, sent, mine, *_ = crossing
+    script = vertical._other(halves[1])
+    next(script)
+    answer = script.send([masking.to_bytes(thing) for thing in (ring.parameters, public, sent, sent)])
+    returned = [data for kind, data in answer if kind.startswith("masked product")]
+    cts = [masking.from_bytes(ring, seal.Ciphertext, data) for data in returned]
+    for ct, column in zip(cts, [*scale_columns(halves[1]).T] * 2, strict=True):
+        assert abs(vertical.open_cross_product(ring, opener, ct) - mine @ column) < 1e-10
+        assert resemblance(read_slots(ring, opener, ct, 300), mine * column) < 0.35
+        divided = er.attack_divide(ring, sent, ct, vertical.OTHER_SCALE)[:300]
+        assert resemblance(divided, column) < 0.35
+    # One column was sent twice: under one mask the two answers would be alike, and so would any two products.
+    first, again = (read_slots(ring, opener, ct, 300) for ct in (cts[0], cts[2]))
+    assert np.abs(first - again).min() > 1e-3 and resemblance(first, again) < 0.35
+    constants = []
+    for ct in (cts[0], cts[2]):
+        plain = seal.Plaintext()
+        opener.decrypt(ct, plain)
+        constants.append(masking.read_constant(ring, plain))
+    assert abs(constants[0] - constants[1]) > 2**73
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
