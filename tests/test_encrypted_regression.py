@@ -14,6 +14,7 @@ import psutil
 import pytest
 import tenseal as ts
 import tenseal.sealapi as seal
+from scipy import stats
 from scipy.stats import norm
 from sklearn.linear_model import LinearRegression, Ridge
 
@@ -658,6 +659,20 @@ def test_the_noise_that_was_multiplied_is_smudged(crossing):
     # Two uniform numbers of 113 bits are within 2^73, the largest noise, once in 2^39 runs; the twin's smudge is a bit.
     assert constants(masking.SMUDGE_BITS) > 2**73
     assert constants(1) <= 2
+
+
+def test_masks_are_uniform_modulo_every_prime(crossing):
+    ring, _, opener, *_, multiply = crossing
+    product, opened = multiply(), []
+    for ct in (product, er.mask_all_but_sum(ring, product, smudge_bits=1)):
+        plain = seal.Plaintext()
+        opener.decrypt(ct, plain)
+        opened.append(masking.read_residues(ring, plain))
+    for before, after, prime in zip(*opened, ring.primes, strict=True):
+        mask = [(int(b) - int(a)) % prime / prime for a, b in zip(before, after, strict=True)]
+        # A uniform mask fails once in 10^9 runs; the twin, drawn from half the range, always does.
+        assert stats.kstest(mask, "uniform").pvalue > 1e-9
+        assert stats.kstest(np.array(mask) / 2, "uniform").pvalue < 1e-9
 
 
 def test_all_that_the_other_party_returns_is_refreshed_masked_and_smudged_afresh(crossing, halves):
