@@ -1,12 +1,15 @@
 """One step of DP-SGD: ours against the plain step, TF Privacy's three ways, Opacus and jax-privacy, each in turn.
 
 The tutorials' convolutional network and an MLP. A step is the whole of it: gradients, clipping, noise, momentum. Opacus and jax-privacy
-run in environments of their own, in processes that wait between their turns; each side reports the median of several steps.
+run in environments of their own, in processes that wait between their turns; each side reports the median of several steps. Then where
+our time goes, part by part, and what a step needs of memory: in a process of its own, the most it held less what it held before the
+model was built.
 """
 
 import atexit
 import json
 import os
+import re
 import shutil
 import statistics
 import subprocess
@@ -23,6 +26,7 @@ from tensorflow_privacy.privacy.keras_models.dp_keras_model import DPSequential
 
 from benchmarks.run import Case
 from pprml import ROOT, dp_sgd
+from pprml.dp_sgd import _gradients
 
 PEERS = {
     "opacus": ["opacus==1.6.0", "torch==2.15.0", "numpy==2.4.6"],
@@ -32,8 +36,10 @@ BATCHES = (64, 256, 1024, 4096)
 #: The optimizers of the tutorials need memory with the square of the batch.
 LARGEST_FOR_OPTIMIZER = 128
 #: Seconds after which no further step is begun in one measurement.
-LIMIT = 1.0
+LIMIT = 0.5
 NETWORKS = ("CNN", "MLP")
+#: Our step up to a point: each holds the one before it.
+PARTS = ("to the outputs", "to the clipped sum")
 L = tf.keras.layers
 
 
@@ -71,6 +77,11 @@ def make_step(network: str, batch: int, mode: str) -> Callable[[], None]:
 
         def step():
             forward(x, y, batches.draw_noise(0, size, 1.0), velocity)
+    elif mode in PARTS:
+        compiled = tf.function(measure_outputs if mode == PARTS[0] else measure_sum, autograph=False)
+
+        def step():
+            compiled(model, x, y)
     else:
         compiled = tf.function(lambda x, y: model.train_step((x, y)), autograph=False)
 
@@ -79,6 +90,21 @@ def make_step(network: str, batch: int, mode: str) -> Callable[[], None]:
 
     step()
     return step
+
+
+def measure_outputs(model: tf.keras.Model, x: tf.Tensor, y: tf.Tensor) -> list[tf.Tensor]:
+    """Go forward, and back to each layer's output: what no way of clipping can do without."""
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        output, calls = _gradients.graphs.model_forward_pass(
+            model, x, lambda *call: _gradients._run_layer(tape, *call)
+        )
+        total = tf.reduce_sum(dp_sgd.softmax_loss(y, output))
+    return tape.gradient(total, [before for _, before, _ in filter(None, calls)])
+
+
+def measure_sum(model: tf.keras.Model, x: tf.Tensor, y: tf.Tensor) -> list[tf.Tensor]:
+    """Stop before noise and momentum."""
+    return dp_sgd.clipped_gradient_sum(model, x, y, dp_sgd.softmax_loss, 1.0).gradients
 
 
 def take_steps(network: str, batch: int, mode: str) -> dict[str, float]:
@@ -153,7 +179,35 @@ def list_cases() -> list[Case]:
             cases += [_compare(network, batch, name, peer) for name, peer in peers.items()]
         cases += [_compare(network, 64, f"{kind}DPKerasSGDOptimizer", None) for kind in ("Vectorized", "")]
         cases.append(_compare(network, LARGEST_FOR_OPTIMIZER, "VectorizedDPKerasSGDOptimizer", None))
+        cases += [_list_part(network, batch, part) for batch in BATCHES for part in PARTS]
+        cases += [_compare_memory(network, batch) for batch in BATCHES]
     return cases
+
+
+def _list_part(network: str, batch: int, part: str) -> Case:
+    whole = f"{network}, batch {batch}, one pass {part} against all of it"
+    return Case(
+        whole,
+        lambda: take_steps(network, batch, part),
+        lambda: take_steps(network, batch, "one pass"),
+    )
+
+
+def _compare_memory(network: str, batch: int) -> Case:
+    return Case(
+        f"{network}, batch {batch}, plain",
+        lambda: measure_memory(network, batch, "one pass"),
+        lambda: measure_memory(network, batch, "plain"),
+        rounds=3,
+        warm_up=False,
+    )
+
+
+def measure_memory(network: str, batch: int, mode: str) -> dict[str, float]:
+    """Return the gigabytes that the steps of one mode need, measured in a process of its own."""
+    program = [sys.executable, "-m", "benchmarks.dp_sgd", network, str(batch), mode]
+    done = subprocess.run(program, capture_output=True, text=True, check=True, cwd=ROOT)
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def _compare(network: str, batch: int, name: str, peer: tuple[str, str] | None) -> Case:
@@ -161,3 +215,15 @@ def _compare(network: str, batch: int, name: str, peer: tuple[str, str] | None) 
         return ask_peer(peer[0], network, batch, peer[1]) if peer else take_steps(network, batch, name)
 
     return Case(f"{network}, batch {batch}, {name}", lambda: take_steps(network, batch, "one pass"), theirs)
+
+
+def _read_memory(field: str) -> float:
+    """Return a figure of this process, in gigabytes."""
+    return int(re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024 / 1e9
+
+
+if __name__ == "__main__":
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak of the imports
+    before = _read_memory("VmRSS")
+    take_steps(sys.argv[1], int(sys.argv[2]), sys.argv[3])
+    print(json.dumps({"gigabytes": _read_memory("VmHWM") - before}))

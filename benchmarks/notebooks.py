@@ -1,4 +1,4 @@
-"""Time and peak memory of each notebook, from a fresh kernel; nothing but the results file is written."""
+"""Time and peak memory of each notebook, run once from a fresh kernel; nothing but the results file is written."""
 
 import os
 import tempfile
@@ -27,7 +27,7 @@ def measure_notebook(path: Path) -> dict[str, float]:
 def list_cases() -> list[Case]:
     # A kernel that has never imported the libraries is what a reader has: nothing to warm up.
     return [
-        Case(path.stem, lambda path=path: measure_notebook(path), rounds=3, warm_up=False)
+        Case(path.stem, lambda path=path: measure_notebook(path), rounds=1, warm_up=False)
         for path in list_notebooks()
     ]
 

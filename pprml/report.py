@@ -31,7 +31,7 @@ def describe_ledger(
         got = ""
         verdict = claim.verdict or ""
         if claim.kind == "article":
-            verdict += "" if claim.tested_by else " (not tested yet)"
+            verdict += "" if claim.tested_by or verdict == "untestable" else " (not tested yet)"
         if claim.kind == "measured":
             value = measured.get(claim.id)
             if value is None and isinstance(claim.recompute, dict):
@@ -106,7 +106,8 @@ def render_verdicts() -> str:
     rows = ["| | the article says | verdict | what is true | tested by |", "|---|---|---|---|---|"]
     for claim in load_ledger().values():
         if claim.kind == "article":
-            tests = ", ".join(f"`{name}`" for name in claim.tested_by) or "not tested yet"
+            missing = "no experiment decides it" if claim.verdict == "untestable" else "not tested yet"
+            tests = ", ".join(f"`{name}`" for name in claim.tested_by) or missing
             rows.append(f"| {claim.number} | {claim.sentence} | {claim.verdict} | {claim.truth} | {tests} |")
     return "\n".join(rows)
 

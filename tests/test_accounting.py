@@ -10,12 +10,13 @@ from scipy.stats import norm
 from pprml import accounting
 from pprml.accounting import SamplingMismatchError, dp_sgd_guarantee
 
-# records 60,000, batch 256, delta 1e-5: dp_accounting 0.4.3 called directly, outside this package.
+# records 60,000, batch 256, delta 1e-5: dp_accounting 0.4.3 called directly, outside this package; fixed size with half the noise, since
+# replacing a record moves the sum by two clipping norms.
 TABLE = [
     # noise, epochs, PLD Poisson, RDP Poisson, RDP unamplified, RDP fixed size
-    (1.3, 15, 0.869, 0.954, 17.65, 1.99),
-    (1.1, 60, 2.391, 2.597, 56.95, 5.24),
-    (0.7, 45, 5.643, 6.318, 89.99, 9.61),
+    (1.3, 15, 0.869, 0.954, 17.65, 7.18),
+    (1.1, 60, 2.391, 2.597, 56.95, 24.1),
+    (0.7, 45, 5.643, 6.318, 89.99, 1278),
 ]
 
 
@@ -53,6 +54,20 @@ def test_shuffled_bound_is_the_exact_gaussian_curve(noise, epochs):
 def test_full_batches_are_the_exact_gaussian_curve():
     full = dp_sgd_guarantee(1000, 1000, 5, 3.0, 1e-5)
     assert full.epsilon == pytest.approx(exact_gaussian_epsilon(3.0, 5, 1e-5), rel=0.005)
+
+
+def holds_for_a_replaced_record(epsilon, noise):
+    # A batch of all records, one step: a Gaussian mechanism whose sensitivity is two clipping norms. RDP bounds it from above.
+    exact = exact_gaussian_epsilon(noise / 2, 1, 1e-5)
+    return exact <= epsilon <= 1.1 * exact
+
+
+def test_a_replaced_record_moves_the_sum_by_two_norms():
+    fixed = dp_sgd_guarantee(1000, 1000, 1, 4.0, 1e-5, sampling="fixed_size")
+    assert holds_for_a_replaced_record(fixed.epsilon, 4.0)
+    # The broken twin leaves the noise as it is, as if a replacement moved the sum by one norm.
+    undoubled = dp_sgd_guarantee(1000, 1000, 1, 8.0, 1e-5, sampling="fixed_size")
+    assert not holds_for_a_replaced_record(undoubled.epsilon, 4.0)
 
 
 @pytest.mark.parametrize(

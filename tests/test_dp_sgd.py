@@ -16,7 +16,7 @@ from tensorflow_privacy.privacy.fast_gradient_clipping import clip_grads, layer_
 from tensorflow_privacy.privacy.keras_models.dp_keras_model import DPSequential
 
 from pprml import accounting, dp_sgd
-from pprml.dp_sgd import _gradients, _sampling, _tfp
+from pprml.dp_sgd import _gradients, _sampling, _tfp, _training
 
 L = tf.keras.layers
 RNG = np.random.default_rng(0)
@@ -171,8 +171,10 @@ def test_batches_are_poisson_and_a_shuffled_twin_is_rejected():
 
 
 def test_the_guarantee_of_the_batches_is_the_accountants():
-    guarantee = dp_sgd.PoissonBatches(60_000, 256, 3516, 0).guarantee(1.3, 1e-5)
+    guarantee = dp_sgd.PoissonBatches(60_000, 256, 3516, None).guarantee(1.3, 1e-5)
     assert guarantee == accounting.dp_sgd_guarantee(60_000, 256, 15, 1.3, 1e-5)
+    seeded = dp_sgd.PoissonBatches(60_000, 256, 3516, 0).guarantee(1.3, 1e-5)
+    assert seeded.epsilon == guarantee.epsilon and "the seed" in seeded.assumptions[-1]
     assert guarantee.sampling == dp_sgd.PoissonBatches.sampling and guarantee.steps == 3516
 
 
@@ -201,7 +203,10 @@ def test_the_attack_finds_a_model_that_remembers_and_not_one_that_does_not():
         (dict(noise_multiplier=1.0), "noise without clipping"),
         (dict(y=FLAT_Y + 1), "labels run from"),
         (dict(y=FLAT_Y[:-1]), "make them equal"),
+        (dict(y=FLAT_Y - 1), "labels run from"),
         (dict(x=np.full_like(FLAT_X, np.nan)), "NaN"),
+        (dict(clip_norm=1.0, noise_multiplier=1.0, delta=0.0), "delta"),
+        (dict(clip_norm=1.0, noise_multiplier=1.0, delta=math.nan), "delta"),
     ],
 )
 def test_bad_input_is_refused(change, fault):
@@ -209,7 +214,25 @@ def test_bad_input_is_refused(change, fault):
         one_step(**change)
 
 
-@pytest.mark.parametrize("size, steps", [(0, 1), (201, 1), (10, 0)])
+@pytest.mark.parametrize(
+    "change, fault", [(dict(learning_rate=math.nan), "learning_rate"), (dict(momentum=1.0), "momentum")]
+)
+def test_impossible_descents_are_refused(change, fault):
+    batches, how = dp_sgd.PoissonBatches(RECORDS, 10, 1, 0), dict(learning_rate=1.0) | change
+    with pytest.raises(ValueError, match=fault):
+        dp_sgd.train([L.Dense(3, input_shape=(DIMENSION,))], FLAT_X, FLAT_Y, batches, **how)
+
+
+def test_a_gradient_that_overflows_stops_the_training():
+    x = np.where(np.arange(RECORDS)[:, None] == 3, np.float32(3e38), FLAT_X)
+    network = [L.Dense(2, kernel_initializer="ones", input_shape=(DIMENSION,)), L.Dense(3)]
+    with pytest.raises(FloatingPointError, match="scale the inputs"):
+        dp_sgd.train(network, x, FLAT_Y, dp_sgd.PoissonBatches(RECORDS, RECORDS, 1, 0), 0.1, clip_norm=1.0)
+
+
+@pytest.mark.parametrize(
+    "size, steps", [(0, 1), (201, 1), (10, 0), (math.nan, 1), (10.5, 1), (10, math.nan), (10, 2.5)]
+)
 def test_impossible_batches_are_refused(size, steps):
     with pytest.raises(ValueError, match="batch_size|steps"):
         dp_sgd.PoissonBatches(RECORDS, size, steps, 0)
@@ -339,6 +362,9 @@ def build_slow(kind):
         hidden = L.Flatten()(L.DepthwiseConv2D(3)(inputs))
     elif kind == "dilated":
         hidden = L.Flatten()(L.Conv2D(3, 2, dilation_rate=2)(inputs))
+    elif kind == "mixing":
+        # Each record less the batch's mean: in one pass a record would move the others' gradients too.
+        hidden = L.Flatten()(L.Lambda(lambda t: t - 0.5 * tf.reduce_mean(t, 0, keepdims=True))(inputs))
     else:
         shared = L.Dense(2)
         hidden = L.Flatten()(shared(shared(inputs)))
@@ -347,7 +373,12 @@ def build_slow(kind):
 
 @pytest.mark.parametrize(
     "kind, reason",
-    [("depthwise", "no one-pass rule"), ("dilated", "no one-pass rule"), ("shared", "more than once")],
+    [
+        ("depthwise", "no one-pass rule"),
+        ("dilated", "no one-pass rule"),
+        ("shared", "more than once"),
+        ("mixing", "keep records apart"),
+    ],
 )
 def test_other_layers_take_the_slow_way_and_say_so(kind, reason):
     model = build_slow(kind)
@@ -356,7 +387,43 @@ def test_other_layers_take_the_slow_way_and_say_so(kind, reason):
     assert gap(found, model, X, 0.5) < 2e-5
 
 
+def test_the_one_pass_would_let_a_mixing_layer_pass(monkeypatch):
+    monkeypatch.setattr(_gradients, "_APART", _gradients._APART | {L.Lambda})
+    model = build_slow("mixing")
+    assert gap(dp_sgd.clipped_gradient_sum(model, X, Y, loss, 0.5), model, X, 0.5) > 1e-2
+
+
+@pytest.mark.parametrize("kind", ["fast", "slow"])
+def test_a_loss_averaged_over_the_batch_is_refused(kind):
+    model = make_model("cnn")[0] if kind == "fast" else build_slow("dilated")
+    averaged = tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    x = MODELS["cnn"][1] if kind == "fast" else X
+    with pytest.raises(ValueError, match="one number a record"):
+        dp_sgd.clipped_gradient_sum(model, x, Y, averaged, 1.0)
+    averaged.reduction = "none"
+    assert dp_sgd.clipped_gradient_sum(model, x, Y, averaged, 1.0).norms.shape == (len(x),)
+
+
+def test_a_slow_model_is_summed_in_small_parts(monkeypatch):
+    seen = []
+
+    def record(model, x, y, loss, clip_norm):
+        seen.append(x.shape[0])
+        return dp_sgd.clipped_gradient_sum(model, x, y, loss, clip_norm)
+
+    monkeypatch.setattr(_training, "SLOW_BATCH", 5)
+    monkeypatch.setattr(_training, "clipped_gradient_sum", record)
+    with pytest.warns(dp_sgd.SlowGradientsWarning):
+        dp_sgd.train(build_slow("dilated"), X, Y, dp_sgd.PoissonBatches(12, 12, 1, 0), 0.1, clip_norm=1.0)
+    assert seen and all(size in (5, 2, None) for size in seen)
+
+
 def test_what_has_no_gradient_a_record_is_refused():
+    synchronized = L.experimental.SyncBatchNormalization(input_shape=(10, 9, 2))
+    with pytest.raises(ValueError, match="GroupNormalization"):
+        dp_sgd.clipped_gradient_sum(
+            tf.keras.Sequential([synchronized, L.Flatten(), L.Dense(3)]), X, Y, loss, 1.0
+        )
     normalized = tf.keras.Sequential([L.BatchNormalization(input_shape=(10, 9, 2)), L.Flatten(), L.Dense(3)])
     with pytest.raises(ValueError, match="GroupNormalization"):
         dp_sgd.clipped_gradient_sum(normalized, X, Y, loss, 1.0)
@@ -464,10 +531,14 @@ def test_a_killed_run_goes_on_to_the_same_model_and_guarantee(uninterrupted, tmp
     assert done.stdout == uninterrupted[1]
 
 
-def resume(path, seed=4, **change):
+def double_loss(y, output):
+    return 2 * loss(y, output)
+
+
+def resume(path, seed=4, size=50, steps=3, **change):
     tf.keras.utils.set_random_seed(7)
     options = dict(clip_norm=0.5, noise_multiplier=1.0, checkpoint=path, every=1) | change
-    return one_step(batches=dp_sgd.PoissonBatches(RECORDS, 50, 3, seed), **options)
+    return one_step(batches=dp_sgd.PoissonBatches(RECORDS, size, steps, seed), **options)
 
 
 def test_a_resumed_run_that_forgets_its_velocity_is_rejected(uninterrupted, tmp_path, monkeypatch):
@@ -481,12 +552,32 @@ def test_a_resumed_run_that_forgets_its_velocity_is_rejected(uninterrupted, tmp_
 
 
 @pytest.mark.parametrize(
-    "change", [dict(seed=5), dict(clip_norm=0.6), dict(noise_multiplier=2.0), dict(x=FLAT_X + 1)]
+    "change",
+    [
+        *(dict(seed=5), dict(size=51), dict(steps=4), dict(clip_norm=0.6), dict(noise_multiplier=2.0)),
+        *(dict(x=FLAT_X + 1), dict(y=(FLAT_Y + 1) % 3), dict(loss=double_loss)),
+        dict(loss=lambda y, output: 3 * loss(y, output)),
+    ],
 )
 def test_a_checkpoint_of_another_run_is_refused(change, tmp_path):
     resume(tmp_path / "run")
     with pytest.raises(ValueError, match="another run"):
         resume(tmp_path / "run", **change)
+
+
+def test_two_losses_without_a_name_are_told_apart():
+    one, other, same = (
+        (lambda y, o: 2 * loss(y, o)),
+        (lambda y, o: 3 * loss(y, o)),
+        lambda y, o: 2 * loss(y, o),
+    )
+    assert _training._describe_loss(one) == _training._describe_loss(same) != _training._describe_loss(other)
+
+
+def test_a_seed_of_numpys_is_a_seed(tmp_path):
+    np.testing.assert_array_equal(
+        resume(tmp_path / "run", seed=np.int64(4)), resume(tmp_path / "other", seed=4)
+    )
 
 
 def test_a_finished_run_is_not_trained_again(tmp_path):

@@ -149,9 +149,10 @@ def _account_shuffled(records, batch_size, epochs, noise_multiplier, delta) -> P
 
 def _account_fixed_size(records, batch_size, epochs, noise_multiplier, delta) -> PrivacyGuarantee:
     steps = count_steps(records, batch_size, epochs)
-    # Replacing a record swaps one clipped gradient for another: the accountant doubles the sensitivity itself.
+    # Sensitivity is two clipping norms: replacing a record takes one clipped gradient from the sum and adds another. The accountant
+    # wants the noise in units of the sensitivity, and does not double it itself.
     step = dp_accounting.SampledWithoutReplacementDpEvent(
-        records, batch_size, dp_accounting.GaussianDpEvent(noise_multiplier)
+        records, batch_size, dp_accounting.GaussianDpEvent(noise_multiplier / 2)
     )
     accountant = rdp.RdpAccountant(neighboring_relation=dp_accounting.NeighboringRelation.REPLACE_ONE)
     epsilon = accountant.compose(dp_accounting.SelfComposedDpEvent(step, steps)).get_epsilon(delta)

@@ -46,8 +46,8 @@ def clipped_gradient_sum(
     Parameters
     ----------
     model : keras.Model
-        Sequential or functional. Dense, Conv2D, Embedding, LayerNormalization, GroupNormalization and layers without weights go in
-        one pass; with anything else the slower, equally exact way is taken and a `SlowGradientsWarning` says why.
+        Sequential or functional. Dense, Conv2D, Embedding, LayerNormalization, GroupNormalization and the usual layers without weights
+        go in one pass; with anything else the slower, equally exact way is taken and a `SlowGradientsWarning` says why.
     x : Tensor, shape (batch, ...)
         Inputs of at least one record.
     y : Tensor, shape (batch, ...)
@@ -65,8 +65,8 @@ def clipped_gradient_sum(
     Raises
     ------
     ValueError
-        The model normalises over the batch or adds losses of its own (no per-example gradient exists), or `clip_norm` is no
-        positive number.
+        The model normalises over the batch or adds losses of its own (no per-example gradient exists), `clip_norm` is no positive number,
+        or `loss` does not return one number a record.
 
     References
     ----------
@@ -83,7 +83,7 @@ def clipped_gradient_sum(
         return _sum_by_record(model, x, y, loss, clip_norm)
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         output, calls = graphs.model_forward_pass(model, x, lambda *call: _run_layer(tape, *call))
-        total = tf.reduce_sum(loss(y, output))
+        total = _add_losses(loss, y, output)
     calls = [call for call in calls if call is not None]
     at_outputs = tape.gradient(total, [before for _, before, _ in calls])
     finished = [finish(gradient) for (_, _, finish), gradient in zip(calls, at_outputs, strict=True)]
@@ -100,6 +100,9 @@ def explain_slow(model: tf.keras.Model) -> str | None:
     if not graphs.has_internal_compute_graph(model):
         return f"{type(model).__name__} is no Sequential or functional model"
     used = [layer for layer in _list_calls(model) if layer.trainable_variables]
+    for layer in _list_calls(model):
+        if not layer.trainable_variables and type(layer) not in _APART:
+            return f"layer {layer.name!r} ({type(layer).__name__}) is not known to keep records apart"
     for layer in used:
         rule = _RULES.get(type(layer))
         if rule is None or not rule.covers(layer):
@@ -123,7 +126,8 @@ def _list_calls(model: tf.keras.Model) -> Iterator[tf.keras.layers.Layer]:
 
 def _refuse_shared_records(model: tf.keras.Model) -> None:
     for layer in model._flatten_layers():
-        if isinstance(layer, layers.BatchNormalization):
+        # By name: Keras's synchronised one is no subclass.
+        if "BatchNormalization" in type(layer).__name__:
             raise ValueError(
                 f"layer {layer.name!r} normalises over the batch: one record's output depends on the others', so clipping a record's "
                 "gradient does not bound its influence; use LayerNormalization or GroupNormalization"
@@ -134,6 +138,16 @@ def _refuse_shared_records(model: tf.keras.Model) -> None:
         )
 
 
+def _add_losses(loss: Loss, y: tf.Tensor, output: tf.Tensor) -> tf.Tensor:
+    each = loss(y, output)
+    if each.shape.rank != 1:
+        # A mean over the batch would shrink every gradient by the batch that was drawn, before it is clipped.
+        raise ValueError(
+            f"loss must return one number a record, shape (batch,), got shape {each.shape}: a Keras loss needs reduction='none'"
+        )
+    return tf.reduce_sum(each)
+
+
 def _clip_weights(norms: tf.Tensor, clip_norm: float) -> tf.Tensor:
     return tf.minimum(1.0, clip_norm / tf.maximum(norms, 1e-12))
 
@@ -142,7 +156,7 @@ def _sum_by_record(model, x, y, loss, clip_norm) -> ClippedSum:
     def one(record):
         inputs, label = record
         with tf.GradientTape() as tape:
-            value = tf.reduce_sum(loss(label[None], model(inputs[None], training=True)))
+            value = _add_losses(loss, label[None], model(inputs[None], training=True))
         gradients = tape.gradient(value, model.trainable_variables, unconnected_gradients="zero")
         return [tf.convert_to_tensor(gradient) for gradient in gradients]  # an embedding's is sparse
 
@@ -263,6 +277,18 @@ def _run_normalization(layer, inputs: tf.Tensor) -> tuple[tf.Tensor, Finish]:
         return tf.add_n([_sum_squares(part) for part in each]), weigh
 
     return before, finish
+
+
+#: Layers without weights whose output for a record depends on that record alone.
+_APART = {
+    *(layers.Flatten, layers.Reshape, layers.Permute, layers.Rescaling, layers.Dropout, layers.Identity),
+    *(layers.Activation, layers.ReLU, layers.LeakyReLU, layers.ELU, layers.Softmax),
+    *(layers.MaxPool1D, layers.MaxPool2D, layers.AveragePooling1D, layers.AveragePooling2D),
+    *(layers.GlobalMaxPool1D, layers.GlobalMaxPool2D),
+    *(layers.GlobalAveragePooling1D, layers.GlobalAveragePooling2D),
+    *(layers.ZeroPadding2D, layers.Cropping2D, layers.UpSampling2D),
+    *(layers.Add, layers.Subtract, layers.Multiply, layers.Average, layers.Maximum, layers.Concatenate),
+}
 
 
 class _Rule(NamedTuple):

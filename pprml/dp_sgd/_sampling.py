@@ -2,7 +2,8 @@
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from numbers import Integral
 
 import numpy as np
 
@@ -37,12 +38,12 @@ class PoissonBatches:
     sampling = "poisson"
 
     def __post_init__(self) -> None:
-        if not 0 < self.batch_size <= self.records:
+        if not _is_whole(self.batch_size) or not 0 < self.batch_size <= self.records:
             raise ValueError(
-                f"batch_size must be from 1 to the {self.records} records, got {self.batch_size}"
+                f"batch_size must be a whole number from 1 to the {self.records} records, got {self.batch_size}"
             )
-        if self.steps < 1:
-            raise ValueError(f"steps must be 1 or more, got {self.steps}")
+        if not _is_whole(self.steps) or self.steps < 1:
+            raise ValueError(f"steps must be a whole number, 1 or more, got {self.steps}")
 
     def __iter__(self) -> Iterator[np.ndarray]:
         """Yield index arrays of varying length."""
@@ -69,6 +70,14 @@ class PoissonBatches:
     def guarantee(self, noise_multiplier: float, delta: float) -> PrivacyGuarantee:
         """Return the guarantee of DP-SGD over these batches."""
         epochs = self.steps * self.batch_size / self.records
-        return dp_sgd_guarantee(
+        guarantee = dp_sgd_guarantee(
             self.records, self.batch_size, epochs, noise_multiplier, delta, loader=self.sampling
         )
+        if self.seed is None:
+            return guarantee
+        secret = "nobody knows or can guess the seed of the batches and the noise"
+        return replace(guarantee, assumptions=(*guarantee.assumptions, secret))
+
+
+def _is_whole(number: object) -> bool:
+    return isinstance(number, Integral) and not isinstance(number, bool)

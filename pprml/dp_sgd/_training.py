@@ -14,8 +14,11 @@ from tqdm import tqdm
 
 from pprml._files import write_whole
 from pprml.accounting import PrivacyGuarantee
-from pprml.dp_sgd._gradients import Loss, clipped_gradient_sum, softmax_loss
+from pprml.dp_sgd._gradients import Loss, clipped_gradient_sum, explain_slow, softmax_loss
 from pprml.dp_sgd._sampling import PoissonBatches
+
+#: Where a layer has no one-pass rule the gradients of so many records, and no more, are held at once.
+SLOW_BATCH = 256
 
 
 class Trained(NamedTuple):
@@ -87,6 +90,8 @@ def train(
     ValueError
         Inputs, labels and batches do not fit each other; a parameter is out of range or not a number; noise without clipping; a
         layer that normalises over the batch; or a checkpoint of another run.
+    FloatingPointError
+        A gradient overflowed. The model is then not to be published: it would tell that such a record is there.
 
     Warns
     -----
@@ -107,9 +112,11 @@ def train(
     )
     state = _State(model, checkpoint, every)
     if checkpoint is not None:
-        how = [learning_rate, momentum, clip_norm, noise_multiplier, getattr(loss, "__name__", "loss")]
+        how = [learning_rate, momentum, clip_norm, noise_multiplier, _describe_loss(loss)]
         state.resume(_fingerprint(model, x, y, batches, how))
     size = state.velocity.shape[0]
+    if clip_norm is not None and explain_slow(model):
+        max_batch = min(max_batch, SLOW_BATCH)
     for step in tqdm(
         range(state.step, batches.steps), initial=state.step, total=batches.steps, disable=not progress
     ):
@@ -125,9 +132,13 @@ def train(
             part = chosen[start : start + max_batch]
             rest = rest + sum_gradients(x[part], y[part])
         last = chosen[starts[-1] :] if starts else chosen
-        mean = step_forward(x[last], y[last], rest, state.velocity)
+        mean = step_forward(x[last], y[last], rest, state.velocity).numpy()
+        if not np.isfinite(mean).all():
+            raise FloatingPointError(
+                f"step {step}: a gradient is not finite; scale the inputs or lower the learning rate"
+            )
         if observe:
-            observe(step, mean.numpy())
+            observe(step, mean)
         state.advance(last=step + 1 == batches.steps)
     return Trained(model, guarantee)
 
@@ -214,12 +225,21 @@ class _State:
         write_whole(self.path, file.getvalue())
 
 
+def _describe_loss(loss: Loss) -> list[str]:
+    """Return words that tell one loss from another, and are the same in every process."""
+    code = getattr(loss, "__code__", None)
+    if code is None:
+        return [type(loss).__name__, repr(loss.get_config() if hasattr(loss, "get_config") else "")]
+    constants = [repr(one) for one in code.co_consts if not hasattr(one, "co_code")]
+    return [loss.__qualname__, code.co_code.hex(), *code.co_names, *constants]
+
+
 def _fingerprint(model, x, y, batches, how: list) -> str:
     """Return a hash of everything that the outcome depends on."""
     drawn = [type(batches).__name__, batches.records, batches.batch_size, batches.steps, batches.seed]
     # Keras numbers the layers of a process: the second "dense" is "dense_1", though the model is the same.
     shape = re.sub(r'_\d+(?=["_])', "", model.to_json())
-    digest = hashlib.sha256(json.dumps([shape, drawn, how]).encode())
+    digest = hashlib.sha256(json.dumps([shape, drawn, how], default=lambda number: number.item()).encode())
     for array in (x, y, *model.get_weights()):
         digest.update(np.ascontiguousarray(array))
     return digest.hexdigest()
