@@ -1,10 +1,31 @@
-"""Processes of one's own: ports that are free for them, and finding all of them again by a mark in their environment."""
+"""Processes of one's own: bound to this one, ports that are free for them, and found again by a mark in their environment."""
 
+import concurrent.futures
 import contextlib
+import os
 import socket
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
+from subprocess import DEVNULL, Popen
 
 import psutil
+
+# Linux ends the child when the thread that started it ends, and a process that is killed loses all its threads. The line after
+# it is for a parent that died before. What is executed in place of the launcher keeps both its number and this bond.
+_LAUNCH = """
+import ctypes, os, signal, sys
+if sys.platform == "linux": ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+if os.getppid() != int(sys.argv[1]): sys.exit("the parent is gone")
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+# The bond is to a thread: this one lives as long as the process, whoever asks it to start something.
+_starter = concurrent.futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="starter")
+
+
+def start_bound(command: Sequence[str]) -> Popen:
+    """Start a silent process that Linux ends with this one, however this one ends; `command` begins with a program's path."""
+    launcher = [sys.executable, "-I", "-S", "-c", _LAUNCH, str(os.getpid()), *command]
+    return _starter.submit(Popen, launcher, stdout=DEVNULL, stderr=DEVNULL).result()
 
 
 def find_ports(count: int) -> list[int]:

@@ -74,10 +74,7 @@ def _open_pandas(frame: pd.DataFrame, columns: list[str]) -> nw.LazyFrame:
     text = [name for name in columns if frame[name].dtype == object]
     with ThreadPoolExecutor() as threads:
         coded = dict(zip(text, threads.map(_code_text, (frame[name] for name in text)), strict=True))
-    for name in text:
-        # DuckDB would read such a column as text, and 1 and "1" as the same value.
-        if coded[name] is None and pd.api.types.infer_dtype(frame[name], skipna=True).startswith("mixed"):
-            raise ValueError(f"column {name!r} mixes types: make it one with frame[{name!r}].astype(...)")
+    refuse_mixed(frame, [name for name in text if coded[name] is None])
     if len({name.lower() for name in columns}) < len(columns):
         raise ValueError("two columns differ only in capitals, which SQL does not tell apart: rename one")
     if any(isinstance(frame[name].dtype, (pd.StringDtype, pd.ArrowDtype)) for name in columns):
@@ -116,6 +113,15 @@ def check_columns(frame: pd.DataFrame, columns: Iterable[str]) -> None:
     if not list(columns):
         raise ValueError("no column is named: pass at least one quasi-identifier")
     demand_columns(columns, frame.columns)
+
+
+def refuse_mixed(frame: pd.DataFrame, columns: Iterable[str]) -> None:
+    """Refuse a column of a pandas frame that mixes types: DuckDB would take 1 and "1" for one value, pandas for two."""
+    for name in columns:
+        if frame[name].dtype == object and pd.api.types.infer_dtype(frame[name], skipna=True).startswith(
+            "mixed"
+        ):
+            raise ValueError(f"column {name!r} mixes types: make it one with frame[{name!r}].astype(...)")
 
 
 def demand_columns(wanted: Iterable[str], known: Iterable[str]) -> None:

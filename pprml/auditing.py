@@ -193,7 +193,7 @@ def audit_many_runs(
     for world, rows in enumerate((background, background + 1)):
         own, noise = [], []
         for run_seed in seeds[world]:
-            published = train(x[:rows], y[:rows], int(run_seed))
+            published = _check_updates(train(x[:rows], y[:rows], int(run_seed)), x.shape[1])
             own.append(_project(published)[:, background])
             noise.append(np.sqrt(np.square(published[:, -_SPARE:]).mean(axis=(1, 2))))
         worlds.append((np.array(own), np.array(noise)))
@@ -219,7 +219,11 @@ def bound_by_split(
     bound : float
     score : str
     """
-    half = len(next(iter(without.values()))) // 2
+    runs = len(next(iter(without.values())))
+    worlds = [*without.values(), *with_it.values()]
+    if any(len(scores) != runs or np.isnan(scores).any() for scores in worlds):
+        raise ValueError("each score needs one number a run, and as many runs in one world as in the other")
+    half = runs // 2
     # Stricter where it chooses: the best of many bounds is else one that a lucky handful of runs made large.
     cautious = 1 - (1 - confidence) / 100
     best = (-1.0, next(iter(without)), 0.0, 0)
@@ -283,12 +287,22 @@ def audit_one_run(
     rng = np.random.default_rng(seed)
     joined = rng.random(canaries) < 0.5
     x, y = plant_canaries(canaries)
-    published = train(x[joined], y[joined], int(rng.integers(0, 2**31)))
+    published = _check_updates(train(x[joined], y[joined], int(rng.integers(0, 2**31))), x.shape[1])
     order = np.argsort(_project(published).sum(axis=0)[:canaries])
     half = guesses // 2
     correct = int(joined[order[-half:]].sum() + (~joined[order[:half]]).sum())
     bound = bound_epsilon_one_run(canaries, 2 * half, correct, claim.delta, confidence)
     return Audit("one run", f"{correct} of {2 * half} coins guessed", bound, confidence, canaries, claim)
+
+
+def _check_updates(published: np.ndarray, features: int) -> np.ndarray:
+    published = np.asarray(published)
+    if published.ndim != 3 or published.shape[1:] != (features, 2):
+        raise ValueError(f"train must return updates of shape (steps, {features}, 2), got {published.shape}")
+    if not np.isfinite(published).all():
+        # A score that is not a number is above no threshold: a training that diverged would pass.
+        raise ValueError("train returned an update that is not finite; lower its learning rate")
+    return published
 
 
 def _check_claim(claim: PrivacyGuarantee, confidence: float) -> None:

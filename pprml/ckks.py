@@ -96,6 +96,18 @@ class Ring:
         self.relin_keys.load(self.context, f"{folder}/relin_keys")
         self.galois_keys.load(self.context, f"{folder}/galois_keys")
 
+    def load_public_key(self, folder: Path) -> None:
+        """Load the key that `KeyHolder.export_public_key` wrote: from then on this ring encrypts, and still cannot decrypt."""
+        public_key = seal.PublicKey()
+        public_key.load(self.context, f"{folder}/public_key")
+        self.encryptor = seal.Encryptor(self.context, public_key)
+
+    def encrypt(self, numbers: Sequence[float]) -> seal.Ciphertext:
+        """Return one ciphertext with a number a slot, under the public key that was loaded and fresh randomness."""
+        ct = seal.Ciphertext()
+        self.encryptor.encrypt(self.encode(numbers, self.levels), ct)
+        return ct
+
     def level(self, ct: seal.Ciphertext) -> int:
         """Return how many multiplications a ciphertext still allows."""
         return ct.coeff_modulus_size() - 1
@@ -234,7 +246,7 @@ class KeyHolder(Ring):
     ):
         self.parameters = make_parameters(degree, levels, scale_bits, head_bits)
         super().__init__(self.parameters)
-        keys = seal.KeyGenerator(self.context)
+        self._keys = keys = seal.KeyGenerator(self.context)
         self._secret = keys.secret_key()
         if steps is not None:
             keys.create_relin_keys(self.relin_keys)
@@ -249,8 +261,14 @@ class KeyHolder(Ring):
         self.relin_keys.save(f"{folder}/relin_keys")
         self.galois_keys.save(f"{folder}/galois_keys")
 
+    def export_public_key(self, folder: Path) -> None:
+        """Write the key with which others encrypt."""
+        public_key = seal.PublicKey()
+        self._keys.create_public_key(public_key)
+        public_key.save(f"{folder}/public_key")
+
     def encrypt(self, numbers: Sequence[float]) -> seal.Ciphertext:
-        """Return one ciphertext with a number a slot, under fresh randomness."""
+        """Return one ciphertext with a number a slot, under the secret key and fresh randomness: less noise than under a public one."""
         ct = seal.Ciphertext()
         self.encryptor.encrypt_symmetric(self.encode(numbers, self.levels), ct)
         return ct
@@ -278,6 +296,34 @@ def fingerprint(folder: Path, names: list[str]) -> dict[str, str]:
     return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
 
 
+def receive(folder: Path, sealed: dict[str, str], own: Path) -> None:
+    """Copy files to a place of one's own, where they are used: each is read once, so what was checked is what is used.
+
+    Parameters
+    ----------
+    folder : Path
+        Where the files lie, and where others may write.
+    sealed : dict
+        The `fingerprint` of the files, which came by another way.
+    own : Path
+        A folder that nobody else writes to; it is made if it is not there.
+
+    Raises
+    ------
+    ValueError
+        A file is missing, or is not the one that was sent: altered, cut off, or another's.
+    """
+    own.mkdir(exist_ok=True)
+    for name, seen in sealed.items():
+        try:
+            content = (folder / name).read_bytes()
+        except FileNotFoundError:
+            raise ValueError(f"refused: {name} is missing") from None
+        if hashlib.sha256(content).hexdigest() != seen:
+            raise ValueError(f"refused: {name} was altered on the way")
+        (own / name).write_bytes(content)
+
+
 def find_secret_key(ring: Ring, files: list[Path]) -> list[str]:
     """Return the names of files that are a secret key, whatever they are called."""
     found = []
@@ -288,16 +334,21 @@ def find_secret_key(ring: Ring, files: list[Path]) -> list[str]:
     return found
 
 
-def read_ciphertext(ring: Ring, file: Path, level: int) -> seal.Ciphertext:
-    """Read a ciphertext, or refuse what is damaged, foreign, of another level or scale, or not relinearised."""
+def read_ciphertext(
+    ring: Ring, file: Path, level: int, parts: int = 2, scale: float | None = None
+) -> seal.Ciphertext:
+    """Read a ciphertext, or refuse what is damaged, of other parameters, level or scale, or has too many parts.
+
+    That it is under the right key cannot be seen from it: only a fingerprint tells, see `receive`.
+    """
     ct = seal.Ciphertext()
     try:
         ct.load(ring.context, str(file))
-        sound = ct.size() == 2 and ring.level(ct) == level and ct.scale == ring.scales[level]
+        sound = ct.size() == parts and ring.level(ct) == level and ct.scale == (scale or ring.scales[level])
     except (ValueError, RuntimeError):
         sound = False
     if not sound:
         raise ValueError(
-            f"refused: {file.name} is not a whole ciphertext of two parts at level {level} and its scale"
+            f"refused: {file.name} is not a whole ciphertext of {parts} parts at level {level} and its scale"
         )
     return ct

@@ -8,13 +8,14 @@ For teaching: `anonymize_k` chooses its steps greedily.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Integral
 from typing import NamedTuple
 
 import narwhals as nw
 import numpy as np
 import pandas as pd
 
-from pprml._tables import Table, check_columns, open_table
+from pprml._tables import Table, check_columns, open_table, refuse_mixed
 
 Level = Callable[[pd.Series], pd.Series]
 
@@ -179,7 +180,8 @@ def link_tables(left: Table, right: Table, on: Sequence[str], identifier: str) -
     Raises
     ------
     ValueError
-        A column is missing, an identifier is missing or used twice, or the tables are of two engines.
+        A column is missing, an identifier is missing or used twice, a column is text in one table and not in the other, or the
+        tables are of two engines.
     """
     on, sides = list(on), []
     if identifier in on:
@@ -202,6 +204,13 @@ def link_tables(left: Table, right: Table, on: Sequence[str], identifier: str) -
         sides.append(keys.filter(nw.col(_SIZE) == 1).select(*on, name))
     if sides[0].implementation is not sides[1].implementation:
         raise ValueError("the two tables are of two engines: bring them into one")
+    left_types, right_types = (side.collect_schema() for side in sides)
+    for name in on:
+        # An engine would guess what 2138 and "02138" have in common, each engine in its own way.
+        if left_types[name].is_numeric() != right_types[name].is_numeric():
+            raise ValueError(
+                f"{name!r} is {left_types[name]} in one table and {right_types[name]} in the other: make both one type"
+            )
     return sides[0].join(sides[1], on=on).select("left", "right")
 
 
@@ -232,6 +241,7 @@ def group_sizes(frame: pd.DataFrame, quasi_identifiers: Sequence[str]) -> pd.Ser
     """Return for each row of a pandas frame how many rows share its quasi-identifiers, in the frame's order."""
     columns = list(quasi_identifiers)
     check_columns(frame, columns)
+    refuse_mixed(frame, columns)
     # Left to itself, groupby drops rows with a missing value, and the smallest group with them.
     return frame.groupby(columns, dropna=False, observed=True, sort=False)[columns[0]].transform("size")
 
@@ -257,7 +267,7 @@ def anonymize_k(
     Parameters
     ----------
     frame : DataFrame
-        One row a person. Columns that are not quasi-identifiers are published as they are.
+        One row a person, each with its own index. Columns that are not quasi-identifiers are published as they are.
     quasi_identifiers : sequence of str
         What an attacker may know.
     k : int
@@ -275,7 +285,8 @@ def anonymize_k(
     Raises
     ------
     ValueError
-        A column or hierarchy is missing, `k` is out of range, or the hierarchies end too early.
+        A column or hierarchy is missing, a column mixes types, the index names a row twice, `k` is not a whole number in range, or
+        the hierarchies end too early.
 
     References
     ----------
@@ -286,14 +297,17 @@ def anonymize_k(
     check_columns(frame, columns)
     if missing := [name for name in columns if name not in hierarchies]:
         raise ValueError(f"hierarchies has no entry for {missing[0]!r}: an empty list keeps it as it is")
-    if not 1 <= k <= len(frame):
-        raise ValueError(f"k must be 1 to {len(frame)}, the number of rows; it is {k}")
+    if frame.index.has_duplicates:
+        raise ValueError("the index names a row twice: use frame.reset_index(drop=True)")
+    if not isinstance(k, Integral) or not 1 <= k <= len(frame):
+        raise ValueError(f"k must be 1 to {len(frame)}, a whole number of rows; it is {k}")
     if not 0 <= max_suppressed < 1:
         raise ValueError("max_suppressed must be 0 or more and below 1")
     # Rows that agree in every quasi-identifier stay together: one of each, with its number of rows, is enough to search with.
     number = frame.groupby(columns, dropna=False, observed=True, sort=False).ngroup().to_numpy()
     _, first, rows = np.unique(number, return_index=True, return_counts=True)
     distinct = frame[columns].iloc[first].reset_index(drop=True)
+    refuse_mixed(distinct, columns)
     levels = dict.fromkeys(columns, 0)
     while True:
         coarse = generalize(distinct, levels, hierarchies)

@@ -1,22 +1,22 @@
 """What a table says about people beyond their names: proxies, chance matches, groups that talk, and counts with noise.
 
-For teaching. `apply_safe_harbor` follows the form of the HIPAA rule; whether a table meets it is a question for a lawyer.
+For teaching.
 """
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
+from scipy.optimize import minimize
+from scipy.special import expit, gammaln
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import train_test_split
 from threadpoolctl import threadpool_limits
 
 from pprml._noise import add_laplace
+from pprml._tables import check_columns, demand_columns, refuse_mixed
 from pprml.accounting import PrivacyGuarantee, laplace_guarantee
-
-#: What Safe Harbor does with a column.
-SAFE_HARBOR_KINDS = ("remove", "date", "age", "postcode", "keep")
 
 
 def encode_columns(frame: pd.DataFrame) -> pd.DataFrame:
@@ -78,13 +78,70 @@ def estimate_correct_matches(sizes: Sequence[int], rate: float) -> float:
     ----------
     Skinner and Elliot 2002, DOI 10.1111/1467-9868.00365.
     """
-    if not 0 < rate <= 1:
-        raise ValueError(f"rate is the share of the population sampled: above 0 and at most 1, not {rate}")
+    _check_rate(rate)
     ones, twos = (np.asarray(sizes) == 1).sum(), (np.asarray(sizes) == 2).sum() / 2
     if not ones or not twos:
         raise ValueError("no row of the sample is alone, or none is in a pair: take a larger sample")
     # Drop one of a pair and the other looks unique: pairs tell how many unique rows have a twin outside the sample.
     return float(rate * ones / (rate * ones + 2 * (1 - rate) * twos))
+
+
+def estimate_population_uniqueness(sizes: Sequence[int], rate: float) -> float:
+    """Estimate the share of a population that is unique, from a sample alone, by Pitman's sampling formula.
+
+    The model: people come in one by one, and with g groups among the first n the next is alone with probability
+    (theta + g alpha) / (theta + n), or else joins a group of m with probability (m - alpha) / (theta + n). The two numbers are fitted
+    to the sample by maximum likelihood, and the model is run on to the size of the population.
+
+    Parameters
+    ----------
+    sizes : sequence of int
+        For each row of a simple random sample how many rows share its quasi-identifiers (rows,).
+    rate : float
+        Share of the population that was sampled.
+
+    Returns
+    -------
+    float
+        Share of the population's people who are alone with their quasi-identifiers.
+
+    Raises
+    ------
+    ValueError
+        The rate is out of range, nobody or everybody is alone in the sample, or the sizes are not those of groups.
+
+    References
+    ----------
+    Pitman 1995, DOI 10.1007/BF01213386; compared with other estimators on clinical data by Dankar et al. 2012,
+    DOI 10.1186/1472-6947-12-66.
+    """
+    _check_rate(rate)
+    size, rows = np.unique(np.asarray(sizes), return_counts=True)
+    if (size < 1).any() or (rows % size).any():
+        raise ValueError("sizes must hold for each row the size of its group: n rows for each group of n")
+    people, groups = rows.sum(), rows / size
+    alone = groups[size == 1].sum()
+    if not 0 < alone < people:
+        raise ValueError("nobody or everybody is alone in the sample: take another sample or other columns")
+    if rate == 1:
+        return float(alone / people)
+    others = np.arange(1, groups.sum())
+
+    def loss(settings: np.ndarray) -> float:
+        alpha, theta = expit(settings[0]), np.exp(settings[1])
+        rising = gammaln(theta + people) - gammaln(theta + 1)
+        joined = groups @ (gammaln(size - alpha) - gammaln(1 - alpha))
+        return (rising - np.log(theta + alpha * others).sum() - joined) / people
+
+    fit = minimize(loss, [0, np.log(people)], method="Nelder-Mead", options={"xatol": 1e-6, "fatol": 1e-12})
+    alpha, theta, total = expit(fit.x[0]), np.exp(fit.x[1]), people / rate
+    log_share = gammaln(theta + 1) - gammaln(theta + alpha) + gammaln(theta + alpha + total - 1)
+    return float(np.exp(log_share - gammaln(theta + total)))
+
+
+def _check_rate(rate: float) -> None:
+    if not 0 < rate <= 1:
+        raise ValueError(f"rate is the share of the population sampled: above 0 and at most 1, not {rate}")
 
 
 def split_groups(
@@ -109,17 +166,17 @@ def split_groups(
     Raises
     ------
     ValueError
-        The whole table is not allowed as one group, or a column is missing.
+        The whole table is not allowed as one group, the frame has no row, or a column is missing or mixes types.
 
     References
     ----------
     LeFevre, DeWitt and Ramakrishnan 2006 ("Mondrian"), DOI 10.1109/ICDE.2006.101.
     """
-    if missing := [name for name in quasi_identifiers if name not in frame]:
-        raise ValueError(f"the frame has no column {missing[0]!r}")
+    check_columns(frame, quasi_identifiers)
+    refuse_mixed(frame, quasi_identifiers)
     codes = encode_columns(frame[list(quasi_identifiers)]).fillna(-1).rank(method="dense").to_numpy()
     codes = codes / codes.max(axis=0)
-    if not len(frame) or not allowed(np.arange(len(frame))):
+    if not allowed(np.arange(len(frame))):
         raise ValueError("even the whole table is not allowed as one group: ask for less")
     number, waiting, groups = np.zeros(len(frame), int), [np.arange(len(frame))], 0
     while waiting:
@@ -173,56 +230,16 @@ def attack_intersection(groups: Sequence[pd.Series], sensitive: pd.Series) -> pd
     return possible
 
 
-def apply_safe_harbor(
-    frame: pd.DataFrame, kinds: Mapping[str, str], year: int, large_areas: Sequence[str] = ()
-) -> pd.DataFrame:
-    """Apply the form of HIPAA's Safe Harbor to a table.
-
-    Parameters
-    ----------
-    frame : DataFrame
-        One row a person.
-    kinds : mapping of str to str
-        For every column one of `SAFE_HARBOR_KINDS`: ``"remove"`` (names, addresses below the state, numbers of any kind, ...),
-        ``"date"`` (text YYYYMMDD of a birth; its year stays), ``"age"`` (years), ``"postcode"`` (three digits stay), ``"keep"``.
-    year : int
-        Year of the release: people who are 90 or older in it become one class.
-    large_areas : sequence of str
-        Three-digit postcodes whose areas hold more than 20,000 people; the others become ``"000"``.
-
-    Returns
-    -------
-    DataFrame
-
-    Raises
-    ------
-    ValueError
-        A column has no kind or an unknown one: the rule is about every column.
-
-    References
-    ----------
-    US 45 CFR 164.514(b)(2).
-    """
-    if odd := [name for name in frame if kinds.get(name) not in SAFE_HARBOR_KINDS]:
-        raise ValueError(f"say what {odd[0]!r} is: one of {', '.join(SAFE_HARBOR_KINDS)}")
-    safe = frame[[name for name in frame if kinds[name] != "remove"]].copy()
-    for name in safe:
-        if kinds[name] == "date":
-            safe[name] = pd.to_numeric(safe[name].str[:4]).clip(lower=year - 90).astype("Int64")
-        elif kinds[name] == "age":
-            safe[name] = safe[name].clip(upper=90)
-        elif kinds[name] == "postcode":
-            area = safe[name].str[:3]
-            safe[name] = area.where(area.isin(large_areas) | area.isna(), "000")
-    return safe
-
-
 def count_cells(frame: pd.DataFrame, values: Mapping[str, Sequence[Hashable]]) -> pd.Series:
     """Count the rows of every combination of values, with the combinations that nobody has.
 
     Which values exist must be known without looking at the table: a cell that appears only when somebody is in it gives that
-    person away before any noise. A row adds 1 to one count. Raises ValueError where a row has a value that is not listed.
+    person away before any noise. A row adds 1 to one count; a frame without rows has a count of 0 in every cell. Raises ValueError
+    where a row has a value that is not listed, and where a column is not in the frame or none is named.
     """
+    if not values:
+        raise ValueError("no column is named: list the values of at least one")
+    demand_columns(values, frame.columns)
     for name, listed in values.items():
         if not frame[name].isin(list(listed)).all():
             raise ValueError(

@@ -1,14 +1,16 @@
-"""Identifiers outside any one table: whom a ZIP code, a sex and a birth date single out, and what hides a phone number.
+"""Identifiers: whom a ZIP code, a sex and a birth date single out, what hides a phone number, and what Safe Harbor removes.
 
-For teaching. A keyed token is a pseudonym, not anonymity.
+For teaching. A keyed token is a pseudonym, not anonymity. `apply_safe_harbor` follows the form of the HIPAA rule; whether a table
+meets it is a question for a lawyer.
 """
 
 import hashlib
 import hmac
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
+import pandas as pd
 from scipy.special import bdtr
 
 from pprml import datasets
@@ -16,6 +18,9 @@ from pprml._files import name_nearest
 
 #: How many equally likely birth dates, months or years lie within one year of age.
 CELLS_PER_YEAR = {"day": 365.25, "month": 12, "year": 1}
+
+#: What Safe Harbor does with a column.
+SAFE_HARBOR_KINDS = ("remove", "date", "age", "postcode", "keep")
 
 
 def share_in_small_groups(
@@ -130,6 +135,67 @@ def attack_hash(
             if digest in wanted:
                 found[digest.hex()] = (stem + line).decode()
     return found
+
+
+def apply_safe_harbor(
+    frame: pd.DataFrame, kinds: Mapping[str, str], year: int, large_areas: Sequence[str] = ()
+) -> pd.DataFrame:
+    """Apply the form of HIPAA's Safe Harbor to a table.
+
+    Parameters
+    ----------
+    frame : DataFrame
+        One row a person.
+    kinds : mapping of str to str
+        For every column one of `SAFE_HARBOR_KINDS`: ``"remove"`` (names, addresses below the state, numbers of any kind, ...),
+        ``"date"`` (text YYYYMMDD of a birth; its year stays), ``"age"`` (years), ``"postcode"`` (three digits stay), ``"keep"``.
+    year : int
+        Year of the release: people who are 90 or older in it become one class.
+    large_areas : sequence of str
+        Three-digit postcodes whose areas hold more than 20,000 people; the others become ``"000"``.
+
+    Returns
+    -------
+    DataFrame
+
+    Raises
+    ------
+    ValueError
+        A column has no kind or an unknown one (the rule is about every column), a date is not text YYYYMMDD, a postcode is not
+        text, or an age is not a number. Missing values stay missing.
+
+    References
+    ----------
+    US 45 CFR 164.514(b)(2).
+    """
+    if odd := [name for name in frame if kinds.get(name) not in SAFE_HARBOR_KINDS]:
+        raise ValueError(f"say what {odd[0]!r} is: one of {', '.join(SAFE_HARBOR_KINDS)}")
+    safe = frame[[name for name in frame if kinds[name] != "remove"]].copy()
+    for name in safe:
+        _check_kind(safe[name], kinds[name])
+        if kinds[name] == "date":
+            safe[name] = (
+                pd.to_numeric(safe[name].astype(object).str[:4]).clip(lower=year - 90).astype("Int64")
+            )
+        elif kinds[name] == "age":
+            safe[name] = safe[name].clip(upper=90)
+        elif kinds[name] == "postcode":
+            area = safe[name].astype(object).str[:3]
+            safe[name] = area.where(area.isin(large_areas) | area.isna(), "000")
+    return safe
+
+
+def _check_kind(column: pd.Series, kind: str) -> None:
+    known = column.dropna()
+    if kind == "age" and not pd.api.types.is_numeric_dtype(column):
+        raise ValueError(f"{column.name!r} must hold ages as numbers")
+    if kind in ("date", "postcode") and not known.map(lambda value: isinstance(value, str)).all():
+        # As a number 02138 is 2138, and its first three digits are those of another area.
+        raise ValueError(
+            f"{column.name!r} must be text: a number has lost its leading zeros, and a date must be YYYYMMDD"
+        )
+    if kind == "date" and not known.astype(str).str.fullmatch("[0-9]{8}").all():
+        raise ValueError(f"{column.name!r} must hold dates as YYYYMMDD")
 
 
 def _digits(number: str) -> bytes:

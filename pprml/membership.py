@@ -50,6 +50,11 @@ def attack_answers(
     ndarray, shape (records,)
         Large where membership is likely.
 
+    Raises
+    ------
+    ValueError
+        An unknown attack, logits that are not finite, a label that is no class, or arrays of different lengths.
+
     References
     ----------
     Yeom et al. 2018, arXiv 1709.01604 (threshold); Shokri et al. 2017, arXiv 1610.05820 (attack models).
@@ -57,7 +62,15 @@ def attack_answers(
     if attack not in ATTACKS:
         raise ValueError(f"attack must be one of {', '.join(ATTACKS)}, got {attack!r}")
     # In double precision: in single a probability near 1 is 1, and the surest records are tied.
-    logits, y = np.asarray(logits, dtype=float), np.asarray(y, dtype=int)
+    logits, y, members = np.asarray(logits, dtype=float), np.asarray(y, dtype=int), np.asarray(members, bool)
+    if logits.ndim != 2 or not len(logits) == len(y) == len(members):
+        raise ValueError(
+            f"logits need one row, y and members one entry a record, got {logits.shape}, {y.shape}, {members.shape}"
+        )
+    if not np.isfinite(logits).all() or not ((y >= 0) & (y < logits.shape[1])).all():
+        raise ValueError(f"logits must be finite and labels from 0 to {logits.shape[1] - 1}")
+    if members.all() or not members.any():
+        raise ValueError("all records are members or none is: there is nobody to tell apart")
     data = AttackInputData(
         logits_train=logits[members],
         logits_test=logits[~members],
@@ -97,12 +110,19 @@ def attack_lira(
     Raises
     ------
     ValueError
-        Some record is in all of the attacker's models, or in none.
+        Some record is in all of the attacker's models, or in none; a value is not finite; or the shapes differ.
 
     References
     ----------
     Carlini et al. 2022, arXiv 2112.03570.
     """
+    if shadows.shape != members.shape or target.shape != shadows.shape[1:]:
+        raise ValueError(
+            f"target needs one value a record, shadows and members a row a model of as many, "
+            f"got {target.shape}, {shadows.shape} and {members.shape}"
+        )
+    if not (np.isfinite(target).all() and np.isfinite(shadows).all()):
+        raise ValueError("target or shadows has a value that is not finite: one of the models has diverged")
     if not (members.any(axis=0) & ~members.all(axis=0)).all():
         # The library would put the mean of all other records in its place, and say nothing.
         raise ValueError("some record is in all of the attacker's models or in none; train more of them")
@@ -122,9 +142,27 @@ def measure_tpr(inside: np.ndarray, outside: np.ndarray, fpr: float) -> tuple[fl
     The library reports AUC, advantage and predictive value, but not this. The interval is Clopper-Pearson's for the members; the threshold,
     from the others' scores, is taken as given.
     """
-    allowed = math.floor(fpr * len(outside) + 1e-9)
+    if np.isnan(inside).any() or np.isnan(outside).any():
+        # It is above no threshold: the member behind it would count as safe.
+        raise ValueError("a score is not a number")
+    allowed = _count_allowed(len(outside), fpr)
     hits, size = int((inside > np.sort(outside)[-allowed - 1]).sum()), len(inside)
     return hits / size, *map(float, proportion_confint(hits, size, 0.05, method="beta"))
+
+
+def guess_tpr(outsiders: int, fpr: float) -> float:
+    """Return the share of members that random scores find by `measure_tpr`, on average: a little more than `fpr`.
+
+    The threshold is the outsider who comes after the accused ones, and a member's random score is as likely as theirs to lie in any of
+    the gaps between them.
+    """
+    return (_count_allowed(outsiders, fpr) + 1) / (outsiders + 1)
+
+
+def _count_allowed(outsiders: int, fpr: float) -> int:
+    if outsiders < 1 or not 0 <= fpr < 1:
+        raise ValueError(f"need an outsider and an fpr from 0 to below 1, got {outsiders} and {fpr}")
+    return math.floor(fpr * outsiders + 1e-9)
 
 
 @dataclass(frozen=True)
@@ -173,10 +211,25 @@ def audit_held_out(
     -------
     HeldOutAudit
         One-sided Mann-Whitney test that the promised records have smaller losses than the fresh ones.
+
+    Raises
+    ------
+    ValueError
+        Records and labels differ in number, a record or a loss is not a number, or `held_out` or `level` is out of range.
     """
+    if len(x) != len(y):
+        raise ValueError(f"{len(x)} records, but {len(y)} labels")
+    if np.isnan(x).any():
+        raise ValueError("a record has a value that is not a number: fill it in or drop it first")
+    if not 0 < level < 1:
+        raise ValueError(f"level must be between 0 and 1, got {level}")
     if not 2 <= held_out <= (len(y) - 1) // 2:
         raise ValueError(f"held_out must be from 2 to below half of the {len(y)} records, got {held_out}")
     held, fresh, rest = np.split(np.random.default_rng(seed).permutation(len(y)), [held_out, 2 * held_out])
     loss = fit((x[rest], y[rest]), (x[held], y[held]), seed)
-    test = mannwhitneyu(loss(x[held], y[held]), loss(x[fresh], y[fresh]), alternative="less")
+    losses = [np.asarray(loss(x[part], y[part]), float) for part in (held, fresh)]
+    if any(part.shape != (held_out,) or np.isnan(part).any() for part in losses):
+        # With one of them the p-value is not a number either, and below no level: a leak would pass.
+        raise ValueError("fit must return a function that gives one loss a record, each of them a number")
+    test = mannwhitneyu(*losses, alternative="less")
     return HeldOutAudit(float(test.pvalue), level, held_out, held_out)

@@ -55,6 +55,8 @@ def publish_updates(
     """
     if fault is not None and fault not in FAULTS:
         raise ValueError(f"fault must be one of {', '.join(FAULTS)}, got {fault!r}")
+    if len(x) != len(y) or not np.isfinite(x).all() or not ((y == 0) | (y == 1)).all():
+        raise ValueError("x must be finite and y be 0 or 1, with one label for each record")
     rng = np.random.default_rng(seed)
     weights = np.zeros((x.shape[1], 2))
     sigma = recipe.noise_multiplier * recipe.clip_norm * (0.5 if fault == "half noise" else 1.0)

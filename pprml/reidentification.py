@@ -13,6 +13,7 @@ from scipy.spatial.distance import cdist
 from sklearn.neighbors import KNeighborsClassifier
 
 from pprml._noise import add_laplace, check_epsilon
+from pprml._tables import demand_columns
 from pprml.accounting import PrivacyGuarantee, laplace_guarantee
 
 WHITE = 255  # the largest pixel: a cell's mean can change by no more
@@ -180,11 +181,13 @@ def places_unicity(
 ) -> np.ndarray:
     """Return the share of people whom 1, 2, ... `points` of their own (place, hour) points single out, shape (points,).
 
-    Each call is a point (person, place, hour), as whole numbers of 0 or more; calls that coarsening made equal count once. `sample`
+    Each call is a point (person, place, hour), as whole numbers of 0 or more, none missing; calls that coarsening made equal count once. `sample`
     people are drawn among those who have enough points, and their points at random. De Montjoye et al.
     2013, DOI 10.1038/srep01376.
     """
-    person, place, hour = (np.asarray(column, np.int64) for column in (person, place, hour))
+    person, place, hour = (_check_whole(column) for column in (person, place, hour))
+    if not len(person) == len(place) == len(hour):
+        raise ValueError("person, place and hour must have one entry for each call")
     if points < 1 or sample < 1:
         raise ValueError("points and sample must be 1 or more")
     cell = place * (hour.max(initial=0) + 1) + hour
@@ -211,11 +214,10 @@ def ratings_unicity(
     """Return the share of users whom 1, 2, ... `points` of their own ratings single out, shape (points,).
 
     `ratings` has the columns user, film, rating and day. The attacker may be off by `rating_slack` stars and `day_slack` days;
-    ``math.inf`` ignores them. Users with fewer ratings are left out. After Narayanan
+    ``math.inf`` ignores them. Users with fewer ratings are left out; a missing value is refused. After Narayanan
     and Shmatikov 2008, DOI 10.1109/SP.2008.33.
     """
-    if missing := [name for name in ("user", "film", "rating", "day") if name not in ratings]:
-        raise ValueError(f"ratings has no column {missing[0]!r}")
+    _check_ratings(ratings, ["user", "film", "rating", "day"])
     if points < 1 or not rating_slack >= 0 or not day_slack >= 0:
         raise ValueError("points must be 1 or more, and the slacks 0 or more")
     by_film = ratings.groupby("film")[["user", "rating", "day"]]
@@ -246,6 +248,7 @@ def release_counts(
     user alone has rated gives her away. The counts, a Series by value, may be negative.
     """
     check_epsilon(epsilon)
+    _check_ratings(ratings, ["user", "film", column])
     if most < 1:
         raise ValueError("most must be 1 or more films a user")
     # Fresh, not seeded: with a seed, one person's presence would decide in advance which ratings of others are drawn.
@@ -258,6 +261,21 @@ def release_counts(
 
 def _paint(means: np.ndarray, cell: int, shape: tuple[int, int]) -> np.ndarray:
     return means.repeat(cell, axis=1).repeat(cell, axis=2)[:, : shape[0], : shape[1]]
+
+
+def _check_whole(column: np.ndarray) -> np.ndarray:
+    column = np.asarray(column)
+    if column.dtype.kind not in "iuf" or not (np.isfinite(column) & (column >= 0) & (column % 1 == 0)).all():
+        raise ValueError(
+            "person, place and hour must be whole numbers of 0 or more: drop missing calls first"
+        )
+    return column.astype(np.int64)
+
+
+def _check_ratings(ratings: pd.DataFrame, columns: Sequence[str]) -> None:
+    demand_columns(columns, ratings.columns)
+    if ratings[list(columns)].isna().any(axis=None):
+        raise ValueError("a rating lacks its user, film, stars or day: drop such rows first")
 
 
 def _check_pictures(pictures: np.ndarray) -> np.ndarray:

@@ -402,7 +402,39 @@ def test_the_librarys_random_secrets_are_not_uniform():
     # Uniform, the largest of 1,000 of 10,000 pins is below 6,000 with probability 10^-229.
 
 
+def test_random_scores_find_what_guess_tpr_says():
+    # 2,000 means of a share whose deviation is below 0.05: the mean of them is known to 0.0011, and three times that is asked for.
+    rng = np.random.default_rng(11)
+    for outsiders, rate in ((100, 0.01), (100, 0.1), (50, 0.0)):
+        found = [membership.measure_tpr(rng.random(200), rng.random(outsiders), rate)[0] for _ in range(2000)]
+        assert np.mean(found) == pytest.approx(membership.guess_tpr(outsiders, rate), abs=0.0033)
+    # The twin, that a guess finds as many as it accuses, is far outside: one in a hundred is two in 101.
+    assert abs(membership.guess_tpr(100, 0.01) - 0.01) > 0.0033
+
+
+def test_a_training_that_diverges_is_refused_and_would_have_passed():
+    """Scores that are not numbers are above no threshold, so that nothing would be proved against them."""
+
+    def diverge(x, y, seed):
+        return publish_updates(x, y, seed, SMALL) * np.nan
+
+    for run in (
+        lambda: auditing.audit_many_runs(diverge, CLAIM, runs=100),
+        lambda: auditing.audit_one_run(diverge, CLAIM, canaries=20, guesses=10),
+    ):
+        with pytest.raises(ValueError, match="not finite"):
+            run()
+    nothing = np.full(100, np.nan)
+    assert auditing._bound_events(nothing, nothing, np.zeros(1), DELTA, 0.95).max() == 0
+
+
+def no_losses(training, held_out, seed):
+    return lambda x, y: np.full(len(y), np.nan)
+
+
 CLAIM = accounting.gaussian_guarantee(1.0, 1.0, DELTA)
+NAN_DIGITS = (np.where(DIGITS[0] == 16, np.nan, DIGITS[0]), DIGITS[1])
+LOGITS, LABELS, HALF = np.eye(4), np.arange(4), np.arange(4) < 2
 
 
 @pytest.mark.parametrize(
@@ -422,10 +454,31 @@ CLAIM = accounting.gaussian_guarantee(1.0, 1.0, DELTA)
         (lambda: membership.audit_held_out(fit_digits, *DIGITS, held_out=1700), "held_out"),
         (lambda: publish_updates(*auditing.plant_canaries(2), 0, SMALL, fault="none"), "fault must be"),
         (lambda: membership.attack_lira(np.zeros(3), np.zeros((2, 3)), np.ones((2, 3), bool)), "train more"),
+        (lambda: membership.attack_answers(LOGITS, LABELS, HALF, "RANDOM_FOREST"), "attack must be"),
+        (lambda: membership.attack_answers(LOGITS * np.nan, LABELS, HALF), "finite"),
+        (lambda: membership.attack_answers(LOGITS, LABELS - 1, HALF), "labels from 0 to 3"),
+        (lambda: membership.attack_answers(LOGITS, LABELS[:3], HALF), "one entry a record"),
+        (lambda: membership.attack_answers(LOGITS, LABELS, HALF | True), "nobody to tell apart"),
         (
-            lambda: membership.attack_answers(np.eye(4), np.arange(4), np.arange(4) < 2, "RANDOM_FOREST"),
-            "attack must be",
+            lambda: membership.attack_lira(np.zeros(4), np.zeros((2, 3)), np.eye(2, 3) > 0),
+            "one value a record",
         ),
+        (lambda: membership.attack_lira(np.full(2, np.nan), np.eye(2), np.eye(2) > 0), "not finite"),
+        (lambda: membership.measure_tpr(np.array([1, np.nan]), np.arange(9.0), 0.1), "not a number"),
+        (lambda: membership.measure_tpr(np.ones(3), np.arange(9.0), 1.0), "fpr"),
+        (lambda: membership.measure_tpr(np.ones(3), np.ones(0), 0.1), "outsider"),
+        (lambda: membership.audit_held_out(fit_digits, *DIGITS, 300, level=math.nan), "level"),
+        (lambda: membership.audit_held_out(fit_digits, *NAN_DIGITS, 300), "not a number"),
+        (lambda: membership.audit_held_out(fit_digits, DIGITS[0], DIGITS[1][:-1], 300), "but 1796 labels"),
+        (lambda: membership.audit_held_out(no_losses, *DIGITS, 300), "one loss a record"),
+        (lambda: auditing.audit_one_run(lambda x, y, seed: x, CLAIM, canaries=20, guesses=10), "shape"),
+        (
+            lambda: auditing.bound_by_split({"a": np.ones(9)}, {"a": np.ones(8)}, DELTA, 0.95),
+            "one number a run",
+        ),
+        (lambda: publish_updates(np.full((2, 3), np.nan), np.ones(2), 0, SMALL), "x must be finite"),
+        (lambda: publish_updates(np.ones((2, 3)), np.ones(3), 0, SMALL), "one label for each"),
+        (lambda: publish_updates(np.ones((2, 3)), np.full(2, 2), 0, SMALL), "y be 0 or 1"),
     ],
 )
 def test_bad_input_is_refused(call, fault):

@@ -44,10 +44,30 @@ def test_linkage_that_counts_ambiguous_or_missing_matches_is_rejected(files):
         check_no_ambiguous_pair(broken, files)
 
 
-def test_score_counts_false_matches(files):
+def check_score(score, files):
     wrong = pd.MultiIndex.from_arrays([["a", "b"], ["A", "C"]])
-    assert deid.score_linkage(wrong, files[2]) == (0.5, pytest.approx(1 / 6))
-    assert deid.score_linkage(wrong[:0], files[2]) == (0, 0)
+    assert score(wrong, files[2]) == (0.5, pytest.approx(1 / 6))
+    assert score(wrong[:0], files[2]) == (0, 0)
+
+
+def test_score_counts_false_matches(files):
+    check_score(deid.score_linkage, files)
+
+
+def test_scores_that_flatter_the_attack_are_rejected(files):
+    def one_side_is_enough(pairs, truth):
+        known = pairs.get_level_values(0).isin(truth.get_level_values(0)).sum()
+        return deid.LinkageScore(known / max(len(pairs), 1), known / len(truth))
+
+    def recall_of_what_was_claimed(pairs, truth):
+        return deid.score_linkage(pairs, truth)._replace(recall=pairs.isin(truth).sum() / max(len(pairs), 1))
+
+    def precision_over_the_truth(pairs, truth):
+        return deid.score_linkage(pairs, truth)._replace(precision=pairs.isin(truth).sum() / len(truth))
+
+    for broken in (one_side_is_enough, recall_of_what_was_claimed, precision_over_the_truth):
+        with pytest.raises(AssertionError):
+            check_score(broken, files)
 
 
 def test_febrl_links_without_names_and_not_when_shuffled():
@@ -211,6 +231,26 @@ def test_every_engine_measures_what_plain_python_counts(engine, people):
     check_measures(measure(engine(people)), people)
 
 
+def check_groups(groups, people):
+    """Each group once, with the size that plain Python counts."""
+    by_hand = {key: sum(counts.values()) for key, counts in count_by_hand(people, "job").items()}
+    found = [
+        (tuple(None if pd.isna(value) else value for value in key), size)
+        for *key, size in groups[[*QUASI, "_pprml_size"]].itertuples(index=False)
+    ]
+    assert len(found) == len(by_hand) and dict(found) == by_hand
+
+
+def test_every_engine_counts_the_same_groups(engine, people):
+    check_groups(deid.count_groups(engine(people), QUASI).collect("pandas").to_native(), people)
+
+
+def test_groups_without_the_missing_values_are_rejected(people):
+    for kept in (people.dropna(subset=QUASI), people.fillna({"city": "x"})):
+        with pytest.raises(AssertionError):
+            check_groups(deid.count_groups(kept, QUASI).collect("pandas").to_native(), people)
+
+
 def test_nan_and_null_are_one_missing_value(spark):
     rows = [(1.0,), (1.0,), (float("nan"),), (None,)]
     relation = duckdb.sql("SELECT * FROM (VALUES (1.0::DOUBLE), (1.0), ('NaN'::DOUBLE), (NULL)) AS t(age)")
@@ -295,6 +335,19 @@ def test_a_linkage_across_engines_is_refused(numbered, spark, tmp_path):
         deid.link_tables(numbered[0], spark.read.parquet(str(tmp_path / "right.parquet")), ["born"], "id")
 
 
+def test_keys_that_are_text_in_one_file_and_numbers_in_the_other_are_refused(numbered, spark):
+    left, right = numbered
+    numbers = right.assign(zip=right["zip"].astype(int))
+    schema = ("zip string, id int", "zip int, id int")
+    as_spark = [spark.createDataFrame([(key, 0)], types) for key, types in zip(("1", 1), schema, strict=True)]
+    for tables in ((left, numbers), (numbers, left), as_spark):
+        with pytest.raises(ValueError, match="make both one type"):
+            deid.link_tables(*tables, ["zip"], "id")
+    # Numbers of two kinds are numbers.
+    floats = numbers.assign(zip=numbers["zip"].astype(float))
+    assert len(deid.attack_linkage(floats, numbers, ["zip"])) == 4
+
+
 def test_files_that_do_not_overlap_give_no_pair(files):
     left, right, truth = files
     pairs = deid.attack_linkage(left, right.assign(zip="none"), ["born", "zip"])
@@ -361,11 +414,9 @@ def test_homogeneous_share_by_hand(table):
     assert deid.homogeneous_share(table, KNOWN, "ill") == pytest.approx(0.7)
 
 
-@pytest.mark.parametrize("k", [1, 2, 3, 5, 10])
-@pytest.mark.parametrize("max_suppressed", [0, 0.1, 0.3])
-def test_release_keeps_its_promise(table, k, max_suppressed):
+def check_release(anonymize, table, k, max_suppressed):
     before = table.copy()
-    release = deid.anonymize_k(table, KNOWN, k, LEVELS, max_suppressed)
+    release = anonymize(table, KNOWN, k, LEVELS, max_suppressed)
     assert deid.k_of(release.frame, KNOWN) >= k
     assert len(release.suppressed) <= max_suppressed * len(table)
     assert sorted([*release.frame.index, *release.suppressed]) == list(table.index)
@@ -375,6 +426,47 @@ def test_release_keeps_its_promise(table, k, max_suppressed):
     # The published rows are the original rows at the levels stated.
     coarse = deid.generalize(table, release.levels, LEVELS).loc[release.frame.index]
     pd.testing.assert_frame_equal(coarse, release.frame)
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 5, 10])
+@pytest.mark.parametrize("max_suppressed", [0, 0.1, 0.3])
+def test_release_keeps_its_promise(table, k, max_suppressed):
+    check_release(deid.anonymize_k, table, k, max_suppressed)
+
+
+def anonymize_known_rows(frame, columns, k, hierarchies, max_suppressed):
+    """The broken twin that passes rows with a missing value through, as a groupby would that drops them."""
+    release = deid.anonymize_k(frame.dropna(subset=columns), columns, k, hierarchies, max_suppressed)
+    rest = deid.generalize(frame[frame[columns].isna().any(axis=1)], release.levels, hierarchies)
+    return release._replace(frame=pd.concat([release.frame, rest]))
+
+
+def anonymize_and_keep_small_groups(frame, columns, k, hierarchies, max_suppressed):
+    release = deid.anonymize_k(frame, columns, k, hierarchies, max_suppressed)
+    coarse = deid.generalize(frame, release.levels, hierarchies)
+    return release._replace(frame=coarse, suppressed=frame.index[:0])
+
+
+def suppress_without_end(frame, columns, k, hierarchies, max_suppressed):
+    return deid.anonymize_k(frame, columns, k, hierarchies, 0.99)
+
+
+def anonymize_for_one_less(frame, columns, k, hierarchies, max_suppressed):
+    return deid.anonymize_k(frame, columns, k - 1, hierarchies, max_suppressed)
+
+
+@pytest.mark.parametrize(
+    ("broken", "k"),
+    [
+        (anonymize_known_rows, 3),
+        (anonymize_and_keep_small_groups, 2),
+        (suppress_without_end, 4),
+        (anonymize_for_one_less, 2),
+    ],
+)
+def test_releases_that_break_their_promise_are_rejected(broken, k, table):
+    with pytest.raises(AssertionError):
+        check_release(broken, table, k, 0.1)
 
 
 def test_k_of_one_changes_nothing(table):
@@ -438,6 +530,10 @@ EMPTY = pd.DataFrame({"age": [], "city": [], "ill": []})
         (lambda t: deid.anonymize_k(t, ["age", "citty"], 2, LEVELS), "did you mean 'city'"),
         (lambda t: deid.anonymize_k(t, KNOWN, 0, LEVELS), "k must be 1 to 10"),
         (lambda t: deid.anonymize_k(t, KNOWN, 11, LEVELS), "k must be 1 to 10"),
+        (lambda t: deid.anonymize_k(t, KNOWN, 2.5, LEVELS), "whole number"),
+        (lambda t: deid.anonymize_k(t.set_axis([0] * 10), KNOWN, 2, LEVELS), "reset_index"),
+        (lambda t: deid.anonymize_k(t.assign(city=[1, "1"] * 5), KNOWN, 2, LEVELS), "mixes types"),
+        (lambda t: deid.group_sizes(t.assign(city=[1, "1"] * 5), KNOWN), "mixes types"),
         (lambda t: deid.anonymize_k(t, [*KNOWN, "ill"], 2, LEVELS), "no entry for 'ill'"),
         (lambda t: deid.anonymize_k(t, KNOWN, 2, LEVELS, max_suppressed=1), "max_suppressed"),
         (lambda t: deid.anonymize_k(t, KNOWN, 9, {"age": [], "city": []}, 0), "add a level"),

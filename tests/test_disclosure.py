@@ -1,4 +1,4 @@
-"""Chapter 01: proxies, samples, groups that talk, Safe Harbor and counts with noise; each check also rejects a broken twin."""
+"""Chapter 01: proxies, samples, groups that talk and counts with noise; each check also rejects a broken twin."""
 
 from dataclasses import replace
 
@@ -99,8 +99,74 @@ def test_estimates_that_take_the_sample_for_the_population_are_rejected():
             check_estimate(naive)
 
 
+@pytest.fixture(scope="module")
+def country():
+    """The group of each of 20,000 people who came in by Pitman's rule (alpha 0.6, theta 1,000)."""
+    rng, group, alpha, theta = np.random.default_rng(0), [0], 0.6, 1_000
+    sizes = [1]
+    for n in range(1, 20_000):
+        if rng.random() < (theta + alpha * len(sizes)) / (theta + n):
+            group.append(len(sizes))
+            sizes.append(1)
+            continue
+        # A group of m is joined with weight m - alpha: somebody's group, refused in a share alpha / m of the draws.
+        mate = group[rng.integers(n)]
+        while rng.random() < alpha / sizes[mate]:
+            mate = group[rng.integers(n)]
+        group.append(mate)
+        sizes[mate] += 1
+    return np.array(group)
+
+
+def check_uniqueness(estimate, country):
+    """Sampled at 1 in 10, the mean of 20 estimates must be near the share that is alone in the whole country."""
+    truth = (np.bincount(country) == 1).sum() / len(country)
+    estimates = []
+    for seed in range(20):
+        sample = np.random.default_rng(seed).choice(country, len(country) // 10, replace=False)
+        estimates.append(estimate(np.bincount(sample)[sample], 0.1))
+    # The deviation of an estimate is 0.018, of their mean 0.004: 5 of them; the seeds are fixed.
+    assert abs(np.mean(estimates) - truth) < 0.02
+
+
+def test_estimate_of_population_uniqueness_finds_the_truth(country):
+    check_uniqueness(disclosure.estimate_population_uniqueness, country)
+
+
+def test_uniqueness_of_the_sample_or_scaled_by_the_rate_is_rejected(country):
+    def sample_for_population(sizes, rate):
+        return (sizes == 1).mean()
+
+    def alone_times_rate(sizes, rate):
+        return (sizes == 1).mean() * rate
+
+    def not_run_on(sizes, rate):
+        return disclosure.estimate_population_uniqueness(sizes, 0.999)
+
+    for broken in (sample_for_population, alone_times_rate, not_run_on):
+        with pytest.raises(AssertionError):
+            check_uniqueness(broken, country)
+
+
 def test_a_whole_population_needs_no_estimate():
     assert disclosure.estimate_correct_matches([1, 2, 2], 1) == 1
+    assert disclosure.estimate_population_uniqueness([1, 2, 2], 1) == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "rate", "fault"),
+    [
+        ([1, 2, 2], 0, "rate"),
+        ([1, 2], 0.1, "size of its group"),
+        ([1, 0], 0.1, "size of its group"),
+        ([1, 1], 0.1, "everybody"),
+        ([2, 2], 0.1, "nobody"),
+        ([], 0.1, "nobody"),
+    ],
+)
+def test_samples_that_cannot_be_fitted_are_refused(sizes, rate, fault):
+    with pytest.raises(ValueError, match=fault):
+        disclosure.estimate_population_uniqueness(sizes, rate)
 
 
 @pytest.mark.parametrize(
@@ -125,11 +191,9 @@ def people():
     return frame
 
 
-def test_groups_keep_every_condition_and_are_boxes_apart(people):
+def check_groups(split, people):
     jobs = pd.factorize(people["job"])[0]
-    group = disclosure.split_groups(
-        people, ["age", "zip", "sex"], lambda rows: len(rows) >= 5 and len(set(jobs[rows])) >= 3
-    )
+    group = split(people, ["age", "zip", "sex"], lambda rows: len(rows) >= 5 and len(set(jobs[rows])) >= 3)
     told = people.assign(group=group)
     assert deid.k_of(told, ["group"]) >= 5 and told.groupby("group")["job"].nunique().min() >= 3
     assert group.nunique() > 100
@@ -142,11 +206,42 @@ def test_groups_keep_every_condition_and_are_boxes_apart(people):
     assert (apart | np.eye(len(low), dtype=bool)).all()
 
 
+def test_groups_keep_every_condition_and_are_boxes_apart(people):
+    check_groups(disclosure.split_groups, people)
+
+
+def test_groups_that_break_a_condition_or_overlap_are_rejected(people):
+    def five_by_five(frame, columns, allowed):
+        """Groups of neighbours in sorted order: people who look alike fall on two sides of a cut."""
+        order = frame.sort_values(columns).index
+        return pd.Series(np.minimum(np.arange(len(frame)) // 5, len(frame) // 5 - 1), order)[frame.index]
+
+    def forgets_the_jobs(frame, columns, allowed):
+        return disclosure.split_groups(frame, columns, lambda rows: len(rows) >= 5)
+
+    def missing_values_go_anywhere(frame, columns, allowed):
+        group = disclosure.split_groups(frame, columns, allowed)
+        return group.where(frame["sex"].notna(), 0)
+
+    def cuts_once(frame, columns, allowed):
+        return (frame[columns[0]] > frame[columns[0]].median()).astype(int)
+
+    for broken in (five_by_five, forgets_the_jobs, missing_values_go_anywhere, cuts_once):
+        with pytest.raises(AssertionError):
+            check_groups(broken, people)
+
+
 def test_groups_that_cannot_be_are_refused(people):
     with pytest.raises(ValueError, match="ask for less"):
         disclosure.split_groups(people, ["age"], lambda rows: len(rows) > 2_000)
-    with pytest.raises(ValueError, match="no column 'agee'"):
-        disclosure.split_groups(people, ["agee"], len)
+    for frame, columns, fault in (
+        (people, ["agee"], "did you mean 'age'"),
+        (people[:0], ["age"], "at least one row"),
+        (people, [], "at least one quasi-identifier"),
+        (people.assign(zip=[1, "1"] * 1_000), ["zip"], "mixes types"),
+    ):
+        with pytest.raises(ValueError, match=fault):
+            disclosure.split_groups(frame, columns, len)
     assert disclosure.split_groups(people.assign(same=1), ["same"], len).nunique() == 1
 
 
@@ -193,55 +288,6 @@ def test_releases_of_strangers_or_of_people_twice_are_refused(index):
         disclosure.attack_intersection([pd.Series([1, 1], index)], pd.Series({"ann": "sales"}))
 
 
-# Safe Harbor
-
-KINDS = {"name": "remove", "born": "date", "zip": "postcode", "age": "age", "job": "keep"}
-
-
-def check_safe_harbor(apply):
-    frame = pd.DataFrame(
-        {
-            "name": ["Ann", "Ben", "Cat"],
-            "born": ["19800117", "19010203", None],
-            "zip": ["02138", "99999", None],
-            "age": [20, 99, 89],
-            "job": ["x", "y", "z"],
-        }
-    )
-    before = frame.copy()
-    safe = apply(frame, KINDS, 2000, ["021"])
-    assert list(safe) == ["born", "zip", "age", "job"] and frame.equals(before)
-    assert safe["born"].tolist()[:2] == [1980, 1910] and pd.isna(safe["born"][2])
-    assert safe["zip"].tolist()[:2] == ["021", "000"] and pd.isna(safe["zip"][2])
-    assert safe["age"].tolist() == [20, 90, 89] and safe["job"].equals(frame["job"])
-
-
-def test_safe_harbor_leaves_years_areas_and_the_rest():
-    check_safe_harbor(disclosure.apply_safe_harbor)
-
-
-def test_safe_harbors_that_keep_too_much_are_rejected():
-    def keeps_the_day(frame, kinds, year, areas):
-        return disclosure.apply_safe_harbor(frame, kinds, year, areas).assign(born=frame["born"])
-
-    def keeps_small_areas(frame, kinds, year, areas):
-        return disclosure.apply_safe_harbor(frame, kinds, year, frame["zip"].str[:3].dropna())
-
-    def keeps_the_oldest(frame, kinds, year, areas):
-        return disclosure.apply_safe_harbor(frame, kinds | {"age": "keep"}, year, areas)
-
-    for broken in (keeps_the_day, keeps_small_areas, keeps_the_oldest):
-        with pytest.raises(AssertionError):
-            check_safe_harbor(broken)
-
-
-@pytest.mark.parametrize("kinds", [{}, {**KINDS, "job": "drop"}])
-def test_safe_harbor_asks_about_every_column(kinds):
-    frame = pd.DataFrame({"job": ["x"]})
-    with pytest.raises(ValueError, match="say what 'job' is"):
-        disclosure.apply_safe_harbor(frame, kinds, 2000)
-
-
 # Counts with noise
 
 VALUES = {"age": ["young", "old"], "income": ["low", "high"]}
@@ -277,6 +323,15 @@ def test_counts_whose_cells_or_sensitivity_depend_on_the_table_are_rejected():
 def test_values_that_are_not_listed_are_refused(value):
     with pytest.raises(ValueError, match="not listed"):
         disclosure.count_cells(pd.DataFrame({"age": [value], "income": ["low"]}), VALUES)
+
+
+def test_an_empty_table_has_counts_and_an_unknown_column_does_not():
+    empty = pd.DataFrame({"age": [], "income": []}, dtype=object)
+    assert disclosure.count_cells(empty, VALUES).to_list() == [0, 0, 0, 0]
+    with pytest.raises(ValueError, match="did you mean 'income'"):
+        disclosure.count_cells(empty, {"incom": ["low"]})
+    with pytest.raises(ValueError, match="at least one"):
+        disclosure.count_cells(empty, {})
 
 
 def check_presence(release):

@@ -49,7 +49,7 @@ def tree(cancer):
 
 @pytest.fixture(scope="module")
 def session():
-    with ei.Session(make_network(), 8192, timeout=60) as running:
+    with ei.Session(make_network(), 8192, timeout=120) as running:
         yield running
 
 
@@ -185,7 +185,7 @@ def test_products_that_are_not_relinearised_grow_and_are_refused(tmp_path):
         x.save(str(tmp_path / "answer"))
         sizes[ring] = x.size()
         if ring is twin:
-            with pytest.raises(ValueError, match="refused: answer is not a whole ciphertext of two parts"):
+            with pytest.raises(ValueError, match="refused: answer is not a whole ciphertext of 2 parts"):
                 ei.read_ciphertext(ring, tmp_path / "answer", 0)
         else:
             assert abs(ring.decrypt(ei.read_ciphertext(ring, tmp_path / "answer", 0))[0] - 0.125) < 1e-4
@@ -306,6 +306,21 @@ def test_grid_rounds_to_middles_and_never_near_a_border():
     assert np.isnan(grid.scale(np.array([[np.nan]]))).all()
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "message"),
+    [
+        ([0.0, 2.0, 1.0], [1.0, 2.0, 0.5], "feature 1, 2 has no range"),
+        ([0.0, np.nan], [1.0, 1.0], "feature 1 has no range"),
+        ([0.0], [np.inf], "feature 0 has no range"),
+    ],
+)
+def test_a_grid_without_a_range_is_refused(low, high, message):
+    with pytest.raises(ValueError, match=message):
+        ei.Grid(np.array(low), np.array(high))
+    with pytest.raises(ValueError, match="cells must be 1 or more"):
+        ei.Grid(np.zeros(1), np.ones(1), cells=0)
+
+
 # The protocol, in real processes.
 
 
@@ -378,6 +393,36 @@ def test_an_altered_input_is_refused(session, damage):
         session.evaluate(ei.fingerprint(session.folder, ["input_0"]))
 
 
+def test_an_altered_answer_is_refused(session, monkeypatch):
+    session.predict(np.zeros((1, 16)) + 0.5)
+    sealed = ei.fingerprint(session.folder, [f"input_{n}" for n in range(16)])
+    ask = session._ask
+
+    def altered(command, *arguments):
+        reply = ask(command, *arguments)
+        if command == "combine":
+            answer = session.folder / "answer_1"
+            content = answer.read_bytes()
+            answer.write_bytes(content[:-100] + bytes([content[-100] ^ 1]) + content[-99:])
+        return reply
+
+    monkeypatch.setattr(session, "_ask", altered)
+    with pytest.raises(ValueError, match="refused: answer_1 was altered on the way"):
+        session.evaluate(sealed)
+    # Nobody else writes between the server's own processes; damage there is seen if it is no ciphertext any more.
+    (session.folder.parent / "server" / "0_0").write_bytes(b"")
+    with pytest.raises(ValueError, match="refused: 0_0 is not a whole ciphertext"):
+        ask("combine", [["0_0"]], session._workers[:1])
+
+
+def test_the_server_uses_the_copy_that_it_checked(session):
+    session.predict(np.zeros((1, 16)) + 0.5)
+    copy = session.folder.parent / "server" / "received_0" / "input_0"
+    assert copy.read_bytes() == (session.folder / "input_0").read_bytes()
+    session.keys.encrypt_to([0.1], session.folder / "input_0")
+    assert copy.read_bytes() != (session.folder / "input_0").read_bytes()
+
+
 def test_a_ciphertext_of_another_depth_is_refused(session, tmp_path):
     keys = session.keys
     low = keys.lower(keys.encrypt([1.0]), 1)
@@ -392,25 +437,28 @@ def test_a_ciphertext_of_another_depth_is_refused(session, tmp_path):
 @pytest.mark.parametrize(
     ("kind", "error", "named"),
     [
-        (SleepingNetwork, TimeoutError, "did not answer within 12 s"),
+        (SleepingNetwork, TimeoutError, "did not answer within 3 s"),
         (DyingNetwork, RuntimeError, "ended before"),
     ],
 )
 def test_a_server_that_hangs_or_ends_leaves_no_process(kind, error, named):
-    before, start = server_processes(), time.monotonic()
-    with ei.Session(make_network(kind=kind), 8192, timeout=12) as running:
+    before = server_processes()
+    # Starting processes takes long on a busy machine: the short limit, of the one that hangs, holds only for the work.
+    with ei.Session(make_network(kind=kind), 8192, timeout=120) as running:
+        running.timeout = 3 if kind is SleepingNetwork else 120
+        start = time.monotonic()
         with pytest.raises(error, match=named):
             running.predict(np.zeros((1, 16)) + 0.5)
         assert server_processes() == before
         folder = running.folder
     assert not folder.exists()
-    assert time.monotonic() - start < 60
+    assert time.monotonic() - start < 180
 
 
 def test_record_network_equals_the_clear_model():
     model = make_network(units=10, features=20, outputs=5, kind=ei.RecordNetwork)
     X = np.random.default_rng(4).random((2, 20))
-    with ei.Session(model, 8192, timeout=60) as running:
+    with ei.Session(model, 8192, timeout=120) as running:
         np.testing.assert_allclose(running.predict(X), model.predict_clear(X), atol=1e-2)
 
 
@@ -423,7 +471,7 @@ def test_encrypted_descent_is_the_clear_descent():
     rows *= np.where(rows @ [1.0, -1.0, 0.5] > 0, 1, -1)[:, None]
     model = ei.Descent(3, 64, updates=2, rate=4 / 60)
     assert model.card.levels == 5
-    with ei.Session(model, 16384, timeout=60) as running:
+    with ei.Session(model, 16384, timeout=120) as running:
         weights = running.predict(rows)[0]
     clear = [column[0] for column in model.evaluate(ei.Clear, list(model.card.lay_out(rows, 64)[0]))]
     np.testing.assert_allclose(weights, clear, atol=5e-2)

@@ -3,6 +3,8 @@
 import os
 import signal
 import subprocess
+import sys
+import time
 
 import numpy as np
 import psutil
@@ -364,6 +366,32 @@ def test_tffs_aggregators_come_near_the_plain_mean(context, weights, model, buil
     assert other.metrics[0] == pytest.approx(plain.metrics[0], rel=1e-2)
 
 
+def clip(update, norm):
+    size = np.sqrt(sum(np.sum(layer**2) for layer in update))
+    return [layer * min(1, norm / size) for layer in update]
+
+
+def test_a_private_aggregator_clips_each_clients_whole_change_and_adds_noise(context, weights, model):
+    settings = dict(client_learning_rate=RATE, batch_size=8, dtype=np.float32)
+    gaussian = tff.aggregators.DifferentiallyPrivateFactory.gaussian_fixed
+
+    def train(noise, norm):
+        federation = federated.build_fedavg(model, **settings, aggregator=gaussian(noise, 3, norm))
+        return federated.run_rounds(federation, UNEVEN, [[0, 1, 2]], weights).weights
+
+    reached = [hand_pass(weights, *client, 8) for client in UNEVEN[:3]]
+    changes = [[new - old for new, old in zip(one, weights, strict=True)] for one in reached]
+    # Every client counts alike, whatever its size; a broken twin clips nothing.
+    clipped, whole = (average([clip(change, norm) for change in changes], [1, 1, 1]) for norm in (0.05, 1e9))
+    quiet = train(0.0, 0.05)
+    assert_same_weights(quiet, [old + step for old, step in zip(weights, clipped, strict=True)])
+    with pytest.raises(AssertionError):
+        assert_same_weights(quiet, [old + step for old, step in zip(weights, whole, strict=True)])
+    # The mean of three has noise of deviation 10 * 1 / 3 in each of 15 weights: outside these bounds once in ten million runs.
+    noisy = zip(train(10.0, 1.0), weights, strict=True)
+    assert 0.7 < np.std(np.concatenate([(new - old).ravel() for new, old in noisy])) < 8
+
+
 def test_compressed_bytes_are_those_of_the_encoded_arrays():
     large, small = np.zeros((300, 100), np.float32), np.zeros(100, np.float32)
     # 8 bits a number, of which 28 fill an int32 of 32, and two numbers for the range; the small array stays as it is.
@@ -435,6 +463,14 @@ def test_a_keras_model_that_cannot_be_averaged_is_refused():
         federated.from_keras(
             make_keras(tf.keras.layers.Flatten(), tf.keras.layers.Dense(3, activation="softmax"))
         )
+    layers = tf.keras.layers
+    for ending in (
+        [layers.Softmax()],
+        [layers.Activation("softmax")],
+        [tf.keras.Sequential([layers.Softmax()])],
+    ):
+        with pytest.raises(ValueError, match="leave the softmax out"):
+            federated.from_keras(make_keras(layers.Flatten(), layers.Dense(3), *ending))
     federated.from_keras(make_cnn(tf.keras.layers.GroupNormalization(2)))
 
 
@@ -476,6 +512,8 @@ GOOD = make_clients((10, 12))
             "client 1: a feature is not a finite number",
         ),
         ([(GOOD[0][0] * np.float32("inf"), GOOD[0][1])], [[0]], "client 0: a feature is not a finite number"),
+        ([GOOD[0], (GOOD[1][0], GOOD[1][1] + 2)], [[0]], "client 1: its labels are . to .: give 0 to 2"),
+        ([(GOOD[0][0], GOOD[0][1] - 1)], [[0]], "client 0: its labels are -1 to 1: give 0 to 2"),
     ],
 )
 def test_clients_that_do_not_fit_are_refused(context, weights, fedavg, clients, schedule, fix):
@@ -564,6 +602,54 @@ def test_the_worker_is_silent(other_workers):
     with federated.federated_context():
         (worker,) = _context._find_workers() - other_workers
         assert {os.readlink(f"/proc/{worker.pid}/fd/{number}") for number in (1, 2)} == {os.devnull}
+
+
+START = {
+    "a thread that has ended": """
+import threading, time
+from pprml import _processes
+started = []
+thread = threading.Thread(target=lambda: started.append(_processes.start_bound(["/bin/sleep", "300"]).pid))
+thread.start()
+thread.join()
+time.sleep(0.5)
+print(started[0], flush=True)
+""",
+    "a context": """
+import psutil
+from pprml import federated
+context = federated.federated_context()
+context.__enter__()
+print(*(child.pid for child in psutil.Process().children() if child.name() == "worker_binary"), flush=True)
+""",
+    "broken": """
+import subprocess
+print(subprocess.Popen(["/bin/sleep", "300"], stdout=subprocess.DEVNULL).pid, flush=True)
+""",
+}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a process with its parent")
+@pytest.mark.parametrize("name", START)
+def test_what_a_killed_parent_had_started_is_ended(name):
+    code = START[name] + "import time; time.sleep(300)"
+    quiet = dict(stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    with subprocess.Popen([sys.executable, "-c", code], **quiet) as parent:
+        try:
+            child = psutil.Process(int(parent.stdout.readline()))
+            assert child.status() != psutil.STATUS_ZOMBIE
+        finally:
+            parent.kill()
+
+    def is_left():  # nobody may have collected a process that has ended
+        return child.is_running() and child.status() != psutil.STATUS_ZOMBIE
+
+    deadline = time.monotonic() + (1 if name == "broken" else 30)
+    while is_left() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert is_left() == (name == "broken")
+    if is_left():
+        child.kill()
 
 
 # --- what an update shows ---------------------------------------------------------------------------------------------

@@ -1,10 +1,11 @@
-"""Chapter 01: whom a few facts single out in a country, and what hides a phone number; broken twins are rejected."""
+"""Chapter 01: whom a few facts single out in a country, what hides a phone number, and Safe Harbor; broken twins are rejected."""
 
 import hashlib
 import hmac
 import secrets
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from pprml import identifiers
@@ -145,3 +146,73 @@ def test_same_key_links_and_other_key_does_not():
 def test_bad_input_names_the_fix(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+# Safe Harbor
+
+KINDS = {"name": "remove", "born": "date", "zip": "postcode", "age": "age", "job": "keep"}
+
+
+def check_safe_harbor(apply):
+    frame = pd.DataFrame(
+        {
+            "name": ["Ann", "Ben", "Cat"],
+            "born": ["19800117", "19010203", None],
+            "zip": ["02138", "99999", None],
+            "age": [20, 99, 89],
+            "job": ["x", "y", "z"],
+        }
+    )
+    before = frame.copy()
+    safe = apply(frame, KINDS, 2000, ["021"])
+    assert list(safe) == ["born", "zip", "age", "job"] and frame.equals(before)
+    assert safe["born"].tolist()[:2] == [1980, 1910] and pd.isna(safe["born"][2])
+    assert safe["zip"].tolist()[:2] == ["021", "000"] and pd.isna(safe["zip"][2])
+    assert safe["age"].tolist() == [20, 90, 89] and safe["job"].equals(frame["job"])
+
+
+def test_safe_harbor_leaves_years_areas_and_the_rest():
+    check_safe_harbor(identifiers.apply_safe_harbor)
+
+
+def test_safe_harbors_that_keep_too_much_are_rejected():
+    def keeps_the_day(frame, kinds, year, areas):
+        return identifiers.apply_safe_harbor(frame, kinds, year, areas).assign(born=frame["born"])
+
+    def keeps_small_areas(frame, kinds, year, areas):
+        return identifiers.apply_safe_harbor(frame, kinds, year, frame["zip"].str[:3].dropna())
+
+    def keeps_the_oldest(frame, kinds, year, areas):
+        return identifiers.apply_safe_harbor(frame, kinds | {"age": "keep"}, year, areas)
+
+    for broken in (keeps_the_day, keeps_small_areas, keeps_the_oldest):
+        with pytest.raises(AssertionError):
+            check_safe_harbor(broken)
+
+
+@pytest.mark.parametrize("kinds", [{}, {**KINDS, "job": "drop"}])
+def test_safe_harbor_asks_about_every_column(kinds):
+    frame = pd.DataFrame({"job": ["x"]})
+    with pytest.raises(ValueError, match="say what 'job' is"):
+        identifiers.apply_safe_harbor(frame, kinds, 2000)
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "fault"),
+    [
+        ("zip", [2138, 99999], "must be text"),
+        ("zip", [2138.0, None], "must be text"),
+        ("born", [19800117, 19010203], "must be text"),
+        ("born", [pd.Timestamp("1980-01-17"), pd.Timestamp("1901-02-03")], "must be text"),
+        ("born", ["17/01/1980", None], "YYYYMMDD"),
+        ("age", ["20", "99"], "as numbers"),
+    ],
+)
+def test_safe_harbor_refuses_what_it_would_misread(column, values, fault):
+    with pytest.raises(ValueError, match=fault):
+        identifiers.apply_safe_harbor(pd.DataFrame({column: values}), {column: KINDS[column]}, 2000)
+
+
+def test_safe_harbor_leaves_a_column_of_missing_values_missing():
+    empty = pd.DataFrame({"born": [None, np.nan], "zip": [np.nan, np.nan]})
+    assert identifiers.apply_safe_harbor(empty, KINDS, 2000).isna().all(axis=None)

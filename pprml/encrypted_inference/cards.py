@@ -69,6 +69,13 @@ class Grid:
     high: np.ndarray
     cells: int = 16
 
+    def __post_init__(self):
+        wide = np.asarray(self.high, float) - np.asarray(self.low, float)
+        if flat := ", ".join(map(str, np.flatnonzero(~((wide > 0) & np.isfinite(wide))))):
+            raise ValueError(f"feature {flat} has no range: it is constant or missing; leave it out")
+        if self.cells < 1:
+            raise ValueError(f"cells must be 1 or more, got {self.cells}")
+
     def scale(self, X: np.ndarray) -> np.ndarray:
         """Map each feature to [0, 1]; what lies beyond its range goes to the edge. A missing value stays one."""
         return np.clip((np.asarray(X, float) - self.low) / (self.high - self.low), 0, 1)

@@ -3,7 +3,7 @@
 Hospitals encrypt the sums of products of their own rows under the key-holder's public key; a server that cannot decrypt adds
 them (`protocol`). Or one owner encrypts its rows and the server forms the products (`outsourcing`), or the server descends on
 encrypted sums (`descent`). Each party is a process. Keys and ciphertexts are libraries'; only the packing of numbers is ours.
-A demonstration, not a deployment: messages are not authenticated, and nobody checks the inputs of another party.
+A demonstration, not a deployment: what is altered on the way is refused, but nobody checks the inputs of another party.
 """
 
 from pprml.encrypted_regression.crew import Message

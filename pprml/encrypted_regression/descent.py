@@ -1,7 +1,8 @@
 """Descent on an encrypted system: the model is trained, and stays, under encryption (chapter 10).
 
-One step costs one level. The server holds the diagonals of A'A / n and A'y / n, encrypted, and one rotation key. Bounds of the eigenvalues
-come from what everyone agreed beforehand and from the number of levels, never from the data.
+Each hospital seals its part of A'A / n and A'y / n under the key-holder's public key; the server adds the parts and descends. One step costs
+one level. The server holds the diagonals, encrypted, and one rotation key. Bounds of the eigenvalues come from what everyone agreed
+beforehand and from the number of levels, never from the data.
 """
 
 import time
@@ -12,11 +13,15 @@ from typing import NamedTuple
 import numpy as np
 import tenseal.sealapi as seal
 
-from pprml.ckks import KeyHolder, Ring, find_secret_key, fingerprint, open_ring
+from pprml.ckks import KeyHolder, Ring, find_secret_key, fingerprint, open_ring, receive
 from pprml.encrypted_regression.crew import ask_process
 from pprml.encrypted_regression.products import read_sealed
 
 PERIOD = 16  # numbers of the model, padded: a power of two, so that its copies fill the slots
+MAX_MEAN = 64  # products of numbers of at most 8 spreads
+#: Levels of 30 bits leave noise of about 5e-4 in a coefficient, and an opened model is rounded far above it.
+MODEL_DECIMALS = 2
+SHARED = ("parameters", "relin_keys", "galois_keys")
 
 
 class System(NamedTuple):
@@ -61,17 +66,41 @@ def descend(gram: np.ndarray, right: np.ndarray, weights: list[tuple[float, floa
     return model
 
 
-def seal_system(key: KeyHolder, gram: np.ndarray, right: np.ndarray) -> System:
-    """Encrypt the diagonals of a matrix and the right side, both padded to `PERIOD` and repeated over the slots."""
+def check_system(gram: np.ndarray, right: np.ndarray) -> None:
+    """Refuse a system that cannot be sealed, and say why."""
     size = len(right)
-    if size > PERIOD or not np.abs(np.r_[gram.ravel(), right]).max() < 64:
-        raise ValueError(f"at most {PERIOD} numbers in a model, and means of products below 64: divide by n")
+    if not 1 <= size <= PERIOD:
+        raise ValueError(f"{size} numbers in a model: the layout holds 1 to {PERIOD}")
+    if gram.shape != (size, size):
+        raise ValueError(f"expected a matrix of {size} x {size} for {size} right sides, got {gram.shape}")
+    numbers = np.r_[gram.ravel(), right]
+    if not np.isfinite(numbers).all():
+        raise ValueError("a missing or infinite number in the system")
+    if np.abs(numbers).max() >= MAX_MEAN:
+        raise ValueError(f"means of products must stay below {MAX_MEAN}: divide by the number of rows")
+
+
+def seal_system(ring: Ring, gram: np.ndarray, right: np.ndarray) -> System:
+    """Encrypt the diagonals of a matrix and the right side, both padded to `PERIOD` and repeated over the slots.
+
+    Parameters
+    ----------
+    ring : Ring
+        One that encrypts: the key-holder's, or one that loaded a public key.
+
+    Raises
+    ------
+    ValueError
+        More than 16 numbers in the model, shapes that do not fit, a missing or infinite number, or one of 64 or more.
+    """
+    check_system(gram, right)
+    size = len(right)
     matrix = np.zeros((PERIOD, PERIOD))
     matrix[:size, :size] = gram
     place = np.arange(PERIOD)
     diagonals = [matrix[place, (place + k) % PERIOD] for k in range(PERIOD)]
     sealed = [
-        key.encrypt(np.resize(d, key.slots)) for d in [*diagonals, np.r_[right, np.zeros(PERIOD - size)]]
+        ring.encrypt(np.resize(d, ring.slots)) for d in [*diagonals, np.r_[right, np.zeros(PERIOD - size)]]
     ]
     return System(sealed[:-1], sealed[-1])
 
@@ -115,42 +144,88 @@ def descend_encrypted(ring: Ring, system: System, weights: list[tuple[float, flo
 
 
 def train_outsourced(
-    gram: np.ndarray,
-    right: np.ndarray,
+    parts: list[tuple[np.ndarray, np.ndarray]],
     weights: list[tuple[float, float]],
     degree: int = 16384,
     timeout: float = 300.0,
 ) -> tuple[np.ndarray, float, list[str]]:
-    """Seal a system, let a server in another process descend on it, and open the model.
+    """Let each hospital seal its part of a system, a server add the parts and descend on them, and open the model.
+
+    Hospitals and server are processes of their own; this process is the key-holder, and hands each hospital its numbers.
+
+    Parameters
+    ----------
+    parts : list of tuple
+        A'A (d + 1, d + 1) and A'y (d + 1,) of each hospital, both over the number of rows of all: that number is told in the clear.
+    weights : list of tuple
+        Step size and momentum of each step, as from `chebyshev_weights`.
+    timeout : float
+        Seconds for each process.
 
     Returns
     -------
     tuple
-        The model, the server's seconds, and the secret keys among the files that it received (there are none).
+        The model, rounded to `MODEL_DECIMALS`, the server's seconds, and the secret keys among the files of hospitals and server (there are none).
+
+    Raises
+    ------
+    ValueError
+        A system that cannot be sealed, before work starts; or a file that somebody refused.
+    TimeoutError, RuntimeError
+        A process did not answer, or ended. No process is left.
     """
+    for gram, right in parts:
+        check_system(gram, right)
+    if len({len(right) for _, right in parts}) != 1:
+        raise ValueError("expected one or more parts, all of one size")
     key = KeyHolder(degree, len(weights), steps=[1])
-    system = seal_system(key, gram, right)
     with TemporaryDirectory() as place:
-        folder = Path(place)
+        folder = Path(place, "sent")
+        folder.mkdir()
         key.export(folder)
-        names = [f"system_{k}" for k in range(PERIOD + 1)]
+        key.export_public_key(folder)
+        public, sealed, secret = fingerprint(folder, ["parameters", "public_key"]), [], []
+        for number, part in enumerate(parts):
+            names, seen = ask_process(_seal, timeout, folder, public, number, *part)
+            sealed.append(names)
+            secret += seen
+        shared = fingerprint(folder, list(SHARED))
+        seconds, seen, answer = ask_process(_serve, timeout, folder, shared, sealed, weights)
+        (model,) = read_sealed(key, folder, answer, folder.parent / "owner", level=0).values()
+    # A raw CKKS decryption depends on the secret key: what is handed on is rounded.
+    opened = np.round(key.decrypt(model)[: len(parts[0][1])], MODEL_DECIMALS) + 0.0
+    return opened, seconds, secret + seen
+
+
+def _seal(pipe, folder, public, number, gram, right):
+    """Be a hospital, in its own process: seal one part under the public key."""
+    try:
+        own = folder.parent / f"hospital_{number}"
+        receive(folder, public, own)
+        ring = open_ring(own)
+        ring.load_public_key(own)
+        system = seal_system(ring, gram, right)
+        names = [f"system_{number}_{k}" for k in range(PERIOD + 1)]
         for name, ct in zip(names, [*system.diagonals, system.right], strict=True):
             ct.save(str(folder / name))
-        sealed = fingerprint(folder, names)
-        seconds, secret = ask_process(_serve, timeout, folder, sealed, weights)
-        model = seal.Ciphertext()
-        model.load(key.context, str(folder / "model"))
-    return key.decrypt(model)[: len(right)], seconds, secret
+        pipe.send((fingerprint(folder, names), find_secret_key(ring, list(own.iterdir()))))
+    except Exception as error:
+        pipe.send(ValueError(f"hospital_{number + 1}: {error}"))
 
 
-def _serve(pipe, folder, sealed, weights):
-    """Be the server, in its own process."""
+def _serve(pipe, folder, shared, sealed, weights):
+    """Be the server, in its own process: add the parts, and descend."""
     try:
-        ring = open_ring(folder)
-        ring.load_keys(folder)
-        cts, start = [*read_sealed(ring, folder, sealed).values()], time.perf_counter()
+        own = folder.parent / "server"
+        receive(folder, shared, own)
+        ring = open_ring(own)
+        ring.load_keys(own)
+        first, *rest = ([*read_sealed(ring, folder, names, own).values()] for names in sealed)
+        start = time.perf_counter()
+        for part in rest:
+            first = [ring.add(total, ct) for total, ct in zip(first, part, strict=True)]
         secret = find_secret_key(ring, list(folder.iterdir()))
-        descend_encrypted(ring, System(cts[:-1], cts[-1]), weights).save(str(folder / "model"))
-        pipe.send((time.perf_counter() - start, secret))
+        descend_encrypted(ring, System(first[:-1], first[-1]), weights).save(str(folder / "model"))
+        pipe.send((time.perf_counter() - start, secret, fingerprint(folder, ["model"])))
     except Exception as error:
         pipe.send(ValueError(f"server: {error}"))

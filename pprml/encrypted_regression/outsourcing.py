@@ -73,11 +73,15 @@ def fit_outsourced(table: Any, packing: str | None = None, timeout: float = 120.
     Raises
     ------
     ValueError
-        Bad rows, before work starts; or what the server refused.
+        Bad rows, too few of them or a constant column, before work starts; or a file that either side refused.
     TimeoutError, RuntimeError
         The server did not answer, or ended. No process is left.
     """
     rows, size = scale_rows(table), table.shape[1]
+    if len(rows) < size:
+        raise ValueError(f"{len(rows)} rows cannot fix {size} coefficients: find more rows")
+    if flat := ", ".join(np.array(table.columns)[:-1][np.ptp(rows[:, 1:-1], axis=0) == 0]):
+        raise ValueError(f"constant column {flat}: drop it")
     packing = packing or choose_packing(len(rows), size - 1)[0]
     if packing not in ("replicated pairs", "columns"):
         raise ValueError(f"unknown packing {packing!r}: use 'replicated pairs' or 'columns'")

@@ -10,16 +10,16 @@ from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import numpy as np
-import tenseal.sealapi as seal
 
-from pprml.ckks import KeyHolder, find_secret_key, fingerprint, open_ring
+from pprml.ckks import KeyHolder, find_secret_key, fingerprint, open_ring, receive
 from pprml.encrypted_regression.crew import ask_process
 from pprml.encrypted_regression.products import DEGREE, HEAD_BITS, SCALE_BITS, multiply_pairs, read_sealed
+from pprml.encrypted_regression.protocol import PUBLISHED_DECIMALS
 from pprml.least_squares import REFERENCE, TARGET, scale_columns
 
 
 class Predicted(NamedTuple):
-    """Outcome of a run. `predictions` (n,) in points; `seconds` of each step, without the start of the process.
+    """Outcome of a run. `predictions` (n,) in points, rounded; `seconds` of each step, without the start of the process.
 
     `received` lists the server's files and their bytes, `returned` how many it sent back; `secret_seen` the secret keys among the first.
     """
@@ -52,7 +52,7 @@ def predict_outsourced(coefficients: np.ndarray, table: Any, timeout: float = 12
     Raises
     ------
     ValueError
-        Bad rows or coefficients, before work starts; or what the server refused.
+        Bad rows or coefficients, before work starts; or a file that either side refused.
     TimeoutError, RuntimeError
         The server did not answer, or ended. No process is left.
     """
@@ -66,7 +66,8 @@ def predict_outsourced(coefficients: np.ndarray, table: Any, timeout: float = 12
     seconds, start = {}, time.perf_counter()
     key = KeyHolder(DEGREE, 1, None, SCALE_BITS, HEAD_BITS)
     with TemporaryDirectory() as place:
-        folder = Path(place)
+        folder = Path(place, "sent")
+        folder.mkdir()
         key.parameters.save(str(folder / "parameters"))
         seconds["keys"], start = time.perf_counter() - start, time.perf_counter()
         columns = np.column_stack([np.ones(len(scaled)), scaled]).T
@@ -74,29 +75,34 @@ def predict_outsourced(coefficients: np.ndarray, table: Any, timeout: float = 12
         # One number is encoded for all slots.
         for name, numbers in zip(names, [*columns, *model], strict=True):
             key.encrypt_to(numbers, folder / name)
-        sealed = fingerprint(folder, names)
+        sealed = fingerprint(folder, ["parameters"]), fingerprint(folder, names)
         seconds["encrypt"] = time.perf_counter() - start
-        received, secret, seconds["server"] = ask_process(_serve, timeout, folder, sealed)
-        start, ct = time.perf_counter(), seal.Ciphertext()
-        ct.load(key.context, str(folder / "predictions"))
+        received, secret, seconds["server"], answer = ask_process(_serve, timeout, folder, *sealed)
+        start = time.perf_counter()
+        (ct,) = read_sealed(key, folder, answer, folder.parent / "owner", parts=3).values()
         opened = key.decrypt(ct)[: len(scaled)]
         seconds["decrypt"] = time.perf_counter() - start
         returned = (folder / "predictions").stat().st_size
     middle, spread = REFERENCE[TARGET]
-    return Predicted(middle + spread * opened, seconds, received, returned, secret)
+    # A raw CKKS decryption depends on the secret key: what is handed on is rounded, far above its noise.
+    predictions = np.round(middle + spread * opened, PUBLISHED_DECIMALS)
+    return Predicted(predictions, seconds, received, returned, secret)
 
 
-def _serve(pipe, folder, sealed):
+def _serve(pipe, folder, parameters, sealed):
     """Be the server, in its own process: no secret key and no evaluation key."""
     try:
         files = list(folder.iterdir())
         received = {path.name: path.stat().st_size for path in files}
-        ring, start = open_ring(folder), time.perf_counter()
-        cts = read_sealed(ring, folder, sealed)
+        own = folder.parent / "server"
+        receive(folder, parameters, own)
+        ring, start = open_ring(own), time.perf_counter()
+        cts = read_sealed(ring, folder, sealed, own)
         rows, model = ([ct for name, ct in cts.items() if name.startswith(kind)] for kind in ("row", "model"))
         multiply_pairs(ring, rows, model).save(str(folder / "predictions"))
         seconds = time.perf_counter() - start
-        pipe.send((received, find_secret_key(ring, files), seconds))
+        answer = fingerprint(folder, ["predictions"])
+        pipe.send((received, find_secret_key(ring, files), seconds, answer))
     except Exception as error:
         pipe.send(ValueError(f"server: {error}"))
 

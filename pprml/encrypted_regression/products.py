@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import tenseal.sealapi as seal
 
-from pprml.ckks import KeyHolder, Ring, find_secret_key, fingerprint, open_ring, read_ciphertext
+from pprml.ckks import KeyHolder, Ring, find_secret_key, fingerprint, open_ring, read_ciphertext, receive
 
 DEGREE, SCALE_BITS = 8192, 52
 #: An answer is a mean of products, at most 8^2, and 2^7 with a sign lie before the point: 60 + 52 + 60 bits, of 218 allowed.
@@ -65,30 +65,43 @@ def multiply_pairs(ring: Ring, left: list[seal.Ciphertext], right: list[seal.Cip
     return total
 
 
-def read_sealed(ring: Ring, folder: Path, sealed: dict[str, str]) -> dict[str, seal.Ciphertext]:
-    """Read fresh ciphertexts whose SHA-256 was told apart from the folder; refuse an altered, foreign or damaged one."""
-    if bad := ", ".join(n for n, seen in fingerprint(folder, list(sealed)).items() if seen != sealed[n]):
-        raise ValueError(f"refused: {bad} is not what the owner sent")
-    return {name: read_ciphertext(ring, folder / name, ring.levels) for name in sealed}
+def read_sealed(
+    ring: Ring, folder: Path, sealed: dict[str, str], own: Path, level: int | None = None, parts: int = 2
+) -> dict[str, seal.Ciphertext]:
+    """Read ciphertexts whose SHA-256 was told apart from the folder; refuse an altered, foreign or damaged one.
+
+    They are at the top level unless another is named. Three parts are a product that was not relinearised, at the scale of a product.
+    The copies in `own`, see `receive`, are deleted.
+    """
+    receive(folder, sealed, own)
+    level = ring.levels if level is None else level
+    scale = ring.scales[level] * ring.scales[level] if parts == 3 else None
+    cts = {name: read_ciphertext(ring, own / name, level, parts, scale) for name in sealed}
+    for name in sealed:
+        (own / name).unlink()
+    return cts
 
 
 def _serve(pipe, folder, pairs):
     """Be the server, in its own process, with no secret key and no evaluation key: multiply blocks as they come, keep their sums."""
     try:
         received, secret, seconds, totals, used = {}, [], 0.0, {}, []
+        own = folder.parent / "server"
         pipe.send("ready")
         while True:
             task, sealed = pipe.recv()
             start, answer = time.perf_counter(), task
             if task == "open":
-                ring = open_ring(folder)
+                receive(folder, sealed, own)
+                ring = open_ring(own)
                 received["parameters"] = (folder / "parameters").stat().st_size
             elif task == "multiply":
-                _add_block(ring, read_sealed(ring, folder, sealed), pairs, totals)
+                _add_block(ring, read_sealed(ring, folder, sealed, own), pairs, totals)
                 used += [folder / name for name in sealed]
             elif task == "return":
                 for number, total in totals.items():
                     total.save(str(folder / f"product_{number}"))
+                answer = fingerprint(folder, [f"product_{number}" for number in totals])
                 totals.clear()
             else:
                 # Whatever else lies in the folder has arrived too.
@@ -125,6 +138,7 @@ class _Server:
 
     def __init__(self, folder, pairs, timeout):
         self.folder, self.timeout, self.waiting = folder, timeout, 0
+        folder.mkdir()
         spawn = multiprocessing.get_context("spawn")
         self.pipe, theirs = spawn.Pipe()
         self.process = spawn.Process(target=_serve, args=(theirs, folder, pairs), daemon=True)
@@ -189,24 +203,24 @@ def sum_products(
     asked = pairs if packing == "columns" else [(g, g) for g in range(len(widths))]
     sums, returned, factor = np.zeros(len(pairs)), 0, np.sqrt(2 * per_answer)
     alone = np.zeros(size + 1)
-    with TemporaryDirectory() as place, _Server(folder := Path(place), asked, timeout) as server:
+    with TemporaryDirectory() as place, _Server(folder := Path(place, "sent"), asked, timeout) as server:
         server.waiting += 1
         server.answer()
         start = time.perf_counter()
         key = KeyHolder(DEGREE, 1, None, SCALE_BITS, HEAD_BITS)
         key.parameters.save(str(folder / "parameters"))
-        server.send("open")
+        server.send("open", fingerprint(folder, ["parameters"]))
         seconds["keys"], seconds["decrypt"], mark = time.perf_counter() - start, 0.0, time.perf_counter()
 
         def open_answer():
             nonlocal returned
-            server.finish("return")
+            sealed = server.finish("return")
             begun, means = time.perf_counter(), []
             for number in range(len(asked)):
-                ct, path = seal.Ciphertext(), folder / f"product_{number}"
-                ct.load(key.context, str(path))
-                returned += path.stat().st_size
-                opened = key.decrypt(ct)
+                name = f"product_{number}"
+                answer = read_sealed(key, folder, {name: sealed[name]}, folder.parent / "owner", parts=3)
+                returned += (folder / name).stat().st_size
+                opened = key.decrypt(answer[name])
                 width = 1 if packing == "columns" else widths[number]
                 means.append(opened[: key.slots // width * width].reshape(-1, width).sum(axis=0))
             seconds["decrypt"] += time.perf_counter() - begun

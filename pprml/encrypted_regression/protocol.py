@@ -30,21 +30,22 @@ class Result(NamedTuple):
 # What each party does, step by step: a script takes the payloads that arrive and yields what it answers.
 def _hospital(scheme, table):
     (key,) = yield
-    (published,) = yield scheme(key).encrypt(compute_sums(table))
+    (published,) = yield "encrypted sums", scheme(key).encrypt(compute_sums(table))
     yield json.loads(published)
 
 
 def _server(scheme):
     key, *ciphertexts = yield
-    yield scheme(key).add(ciphertexts)
+    yield "encrypted total", scheme(key).add(ciphertexts)
 
 
 def _key_holder(scheme, columns):
     key = scheme()
-    (total,) = yield key.export(True), key.export(False)
+    (total,) = yield [("public key", key.export(True)), ("parameters", key.export(False))]
     coefficients = solve_sums(key.decrypt(total), columns)
     # A raw CKKS decryption depends on the secret key: what leaves is rounded, far above its noise.
-    others = yield coefficients, json.dumps(np.round(coefficients, PUBLISHED_DECIMALS).tolist()).encode()
+    published = json.dumps(np.round(coefficients, PUBLISHED_DECIMALS).tolist()).encode()
+    others = yield [coefficients, ("coefficients", published)]
     pieces = [s[i : i + 32] for s in key.secrets() for i in range(0, len(s) - 31, 32)]
     yield [any(piece in payload for piece in pieces) for payload in others]
 
@@ -85,7 +86,7 @@ def run_protocol(tables: list, scheme: Any = "ckks", timeout: float = 120.0) -> 
     Raises
     ------
     ValueError
-        Bad input, before a process starts; or what a party refused, with its name.
+        Bad input, before a process starts; or what a party refused, with its name: also a message that was altered on the way.
     RuntimeError, TimeoutError
         A party ended, or did not answer in time. No process is left.
     """
@@ -100,17 +101,16 @@ def run_protocol(tables: list, scheme: Any = "ckks", timeout: float = 120.0) -> 
     with Crew(roles, timeout) as crew:
         public, parameters = crew.answer("key_holder")
         for name in hospitals:
-            crew.send(name, ("key_holder", "public key", public))
-        encrypted = [(name, "encrypted sums", crew.answer(name)) for name in hospitals]
-        crew.send("server", ("key_holder", "parameters", parameters), *encrypted)
-        crew.send("key_holder", ("server", "encrypted total", crew.answer("server")))
+            crew.send(name, public)
+        crew.send("server", parameters, *[crew.answer(name) for name in hospitals])
+        crew.send("key_holder", crew.answer("server"))
         coefficients, published = crew.answer("key_holder")
         for name in hospitals:
-            crew.send(name, ("key_holder", "coefficients", published))
+            crew.send(name, published)
         views = [crew.answer(name) for name in hospitals]
         record = coefficients, views[0], dict(crew.transcript), dict(crew.seconds)
         # Only the key-holder can search for its key: it looks through everything that the others received.
-        others = [(name, m.kind, m.payload) for name in [*hospitals, "server"] for m in crew.transcript[name]]
-        crew.send("key_holder", *others)
+        others = [(name, m.payload) for name in [*hospitals, "server"] for m in crew.transcript[name]]
+        crew.show("key_holder", [payload for _, payload in others])
         found = zip(others, crew.answer("key_holder"), strict=True)
-        return Result(*record, sorted({name for (name, *_), leaked in found if leaked}))
+        return Result(*record, sorted({name for (name, _), leaked in found if leaked}))

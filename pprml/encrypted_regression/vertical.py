@@ -87,7 +87,8 @@ def _key_holder(table):
     shape = len(names), len(names) + 1
     sums = _join_sums(own, np.frombuffer(others).reshape(shape), np.reshape(cross, (own.shape[1], shape[0])))
     coefficients = solve_sums(sums[:-1], [*table.columns[:-1], *names])
-    yield coefficients, sums, json.dumps(np.round(coefficients, PUBLISHED_DECIMALS).tolist()).encode()
+    published = json.dumps(np.round(coefficients, PUBLISHED_DECIMALS).tolist()).encode()
+    yield [coefficients, sums, ("coefficients", published)]
 
 
 def _join_sums(own, others, cross):
@@ -180,10 +181,9 @@ def fit_vertical(own: Any, other: Any, timeout: float = 120.0, roles: dict | Non
     _check_columns(own, other)
     scripts = {"key_holder": (_key_holder, own), "other": (_other, other)} | (roles or {})
     with Crew(scripts, timeout) as crew:
-        crew.send("other", *(("key_holder", kind, data) for kind, data in crew.answer("key_holder")))
-        messages = crew.answer("other")
-        crew.send("key_holder", *(("other", kind, data) for kind, data in messages))
+        crew.send("other", *crew.answer("key_holder"))
+        crew.send("key_holder", *crew.answer("other"))
         coefficients, sums, published = crew.answer("key_holder")
-        crew.send("other", ("key_holder", "coefficients", published))
+        crew.send("other", published)
         view = crew.answer("other")
         return Vertical(coefficients, sums, view, crew.transcript, crew.seconds)

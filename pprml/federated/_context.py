@@ -1,4 +1,4 @@
-"""TFF's worker process: silent, and ended with the block that started it."""
+"""TFF's worker process: silent, and ended with the block that started it, or with this Python if that is killed."""
 
 import contextlib
 import os
@@ -11,6 +11,8 @@ import psutil
 import tensorflow as tf
 import tensorflow_federated as tff
 
+from pprml._processes import start_bound
+
 _Popen = subprocess.Popen
 _open_contexts = 0
 
@@ -22,7 +24,7 @@ def is_open() -> bool:
 
 def _start_worker(command: Sequence[str], **_: Any) -> SimpleNamespace:
     """Start TFF's worker silently; not as a `Popen`, so that TFF leaves ending it to `federated_context`."""
-    process = _Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = start_bound(command)
     return SimpleNamespace(pid=process.pid, wait=process.wait)
 
 
@@ -32,9 +34,10 @@ def _find_workers() -> set[psutil.Process]:
 
 @contextlib.contextmanager
 def federated_context() -> Iterator[None]:
-    """Run TFF inside this block, one client a core; its worker is silent and ends with the block, come what may.
+    """Run TFF inside this block, one client a core; its worker is silent and ends with the block.
 
-    Left alone, TFF's ``worker_binary`` writes to the notebook and outlives a Python that ends without warning.
+    Left alone, TFF's ``worker_binary`` writes to the notebook and outlives a Python that is killed. Here an error ends it, and
+    Linux ends it with a Python that is killed; on another system it would outlive that.
     """
     global _open_contexts
     earlier, native = _find_workers(), tff.backends.native

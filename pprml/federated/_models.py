@@ -51,7 +51,11 @@ def from_keras(keras_model: tf.keras.Model) -> Model:
         )
     if keras_model.non_trainable_weights:
         raise ValueError("the model has weights that are not trained: set trainable=True or leave them out")
-    if getattr(keras_model.layers[-1], "activation", None) is tf.keras.activations.softmax:
+    last = keras_model
+    while isinstance(last, tf.keras.Model):
+        last = last.layers[-1]
+    softmax = tf.keras.activations.softmax
+    if isinstance(last, tf.keras.layers.Softmax) or getattr(last, "activation", None) is softmax:
         raise ValueError("the model ends in a softmax, and the loss takes logits: leave the softmax out")
     loss = tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     spec = tf.TensorSpec(keras_model.input_shape, tf.float32), tf.TensorSpec((None,), tf.int32)
@@ -74,6 +78,19 @@ def measure_accuracy(model: Model, weights: Weights, x: np.ndarray, y: np.ndarra
     predict = _build_predict(model, x.dtype.name)
     chunks = np.array_split(np.arange(len(x)), max(1, len(x) // 2000))
     return float(np.mean(np.concatenate([predict(x[rows], *weights) for rows in chunks]) == y))
+
+
+def count_classes(model: Model) -> int | None:
+    """Count the labels that a model tells apart, which are 0 and up; None where its labels are no class numbers."""
+    x_spec, y_spec = model.input_spec
+    if not y_spec.dtype.is_integer or y_spec.shape.rank != 1:
+        return None
+    with tf.Graph().as_default():  # shapes alone, nothing is computed
+        x, weights = tf.nest.map_structure(
+            lambda array: tf.compat.v1.placeholder(array.dtype, array.shape), (x_spec, model.initial_weights)
+        )
+        shape = model.predict_on_batch(weights, x, training=False).shape
+    return shape[-1] if shape.rank == 2 else None
 
 
 @functools.lru_cache(maxsize=8)

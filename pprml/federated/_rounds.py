@@ -98,6 +98,10 @@ def _deploy(federation: Federation, clients: Clients, weights: Weights) -> Itera
             raise ValueError(
                 f"client {number}: a feature is not a finite number: mend the record or leave it out"
             )
+        if federation.classes is not None and not (y.min() >= 0 and y.max() < federation.classes):
+            raise ValueError(
+                f"client {number}: its labels are {y.min()} to {y.max()}: give 0 to {federation.classes - 1}"
+            )
     with tempfile.TemporaryDirectory() as folder:
         paths = [f"{folder}/{number}." for number in range(len(clients))]
         for path, client in zip(paths, clients, strict=True):

@@ -9,7 +9,7 @@ import tensorflow as tf
 import tensorflow_federated as tff
 from tensorflow_model_optimization.python.core.internal.tensor_encoding import encoders
 
-from pprml.federated._models import Model, as_input
+from pprml.federated._models import Model, as_input, count_classes
 from pprml.partition import Weights
 
 Process = tff.learning.templates.LearningProcess
@@ -21,10 +21,14 @@ _compose_data = tff.simulation.compose_dataset_computation_with_learning_process
 
 
 class Federation(NamedTuple):
-    """A TFF process whose clients read their own files; the (type, record shape) of features and labels."""
+    """A TFF process whose clients read their own files; the (type, record shape) of features and labels.
+
+    Labels are below `classes`, where they are class numbers.
+    """
 
     process: Process
     kinds: tuple
+    classes: int | None = None
 
 
 def build_fedavg(
@@ -40,8 +44,8 @@ def build_fedavg(
 ) -> Federation:
     """FedAvg (arXiv 1602.05629): clients train on their records, the server averages by number of records.
 
-    The same as TFF's own FedAvg in every weight and metric, and faster: a client's steps are one loop over arrays that it
-    has read from its file, not over a data set that is built anew in every round.
+    The same as TFF's own FedAvg in every weight and training metric, and faster: a client's steps are one loop over arrays
+    that it has read from its file, not over a data set that is built anew in every round.
 
     Parameters
     ----------
@@ -110,7 +114,7 @@ def build_federation(
         data = tf.data.Dataset.from_tensor_slices(_read_records(path, kinds))
         return data.batch(batch_size).map(lambda features, labels: (as_input(features), labels))
 
-    return Federation(_compose_data(read_client, process), kinds)
+    return Federation(_compose_data(read_client, process), kinds, count_classes(model))
 
 
 def count_compressed_bytes(update: Weights, bits: int = 8, threshold: int = 20_000) -> int:
@@ -169,9 +173,10 @@ def _build_averaging(
     named = tff.tensorflow.computation(lambda path: tf.data.Dataset.from_tensors(path), np.str_)
     process = _compose_data(named, process)
     if aggregator is None:
-        return Federation(process, kinds)
+        return Federation(process, kinds, count_classes(model))
     parts = dict(initialize=process.initialize, set_model_weights=process.set_model_weights)
-    return Federation(SimpleNamespace(next=_replace_secure_sums(process.next), **parts), kinds)
+    replaced = SimpleNamespace(next=_replace_secure_sums(process.next), **parts)
+    return Federation(replaced, kinds, count_classes(model))
 
 
 def _replace_secure_sums(next_round: Any) -> Any:

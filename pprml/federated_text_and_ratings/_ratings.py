@@ -53,6 +53,15 @@ def predict_user_mean(ratings: Ratings, asked: Sequence[tuple]) -> list[np.ndarr
     ]
 
 
+def predict_item_mean(ratings: Ratings, asked: Sequence[tuple], damping: float = 5.0) -> list[np.ndarray]:
+    """Predict each film's own mean, shrunk to `MEAN_RATING` by `damping` ratings: one sum over all phones, no user."""
+    total, count = np.zeros(ratings.films), np.full(ratings.films, damping)
+    for films, stars in ratings.train:
+        total[films] += stars - MEAN_RATING
+        count[films] += 1
+    return [MEAN_RATING + (total / count)[films] for films, _ in asked]
+
+
 def sum_offsets(ratings: Ratings, damping: float = 5.0) -> np.ndarray:
     """Return how far each film is rated above its raters' own means, shrunk by `damping` ratings: one sum over all phones."""
     total, count = np.zeros(ratings.films), np.full(ratings.films, damping)
@@ -193,12 +202,24 @@ def train_items(
     Raises
     ------
     ValueError
-        A client without ratings, or a round that is empty or asks for a client that there is not.
+        A client without ratings, one whose films and ratings are not two lists of the same length, a film that there is not, a
+        rating that is not a finite number; or a round that is empty or asks for a client that there is not.
     """
     if not clients or any(not len(films) for films, _ in clients):
         raise ValueError("a client has no ratings: leave it out")
     if any(not len(chosen) or min(chosen) < 0 or max(chosen) >= len(clients) for chosen in schedule):
         raise ValueError(f"a round is empty or asks for more than {len(clients)} clients: draw it again")
+    for number, (films, stars) in enumerate(clients):
+        if films.ndim != 1 or films.shape != stars.shape:
+            raise ValueError(
+                f"client {number}: films {films.shape}, ratings {stars.shape}: give one rating a film"
+            )
+        if films.min() < 0 or films.max() >= len(items):
+            raise ValueError(
+                f"client {number}: a film is outside 0 to {len(items) - 1}: mend it or leave it out"
+            )
+        if not np.isfinite(stars).all():
+            raise ValueError(f"client {number}: a rating is not a finite number: mend it or leave it out")
     data = [
         tf.data.Dataset.from_tensors((films, stars[:, None].astype(np.float32))) for films, stars in clients
     ]

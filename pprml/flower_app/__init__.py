@@ -12,9 +12,10 @@ from pprml.certificates import (
     make_site_key,
     write_certificate,
 )
-from pprml.flower_app.apps import FederationError, Training, build_client_app
+from pprml.flower_app.apps import FederationError, Training, build_client_app, read_result
 from pprml.flower_app.deployment import Lab, find_marked
 from pprml.flower_app.local_privacy import Noise, build_private_trainer, opacus_epsilon, phone_guarantee
+from pprml.flower_app.project import write_project
 from pprml.flower_app.secure_sum import Ledger, measure_unevenness, quantize_weights, simulate_secure_sum
 from pprml.flower_app.simulation import find_largest_difference, simulate
 from pprml.flower_app.training import (
@@ -55,7 +56,9 @@ __all__ = [
     "opacus_epsilon",
     "phone_guarantee",
     "quantize_weights",
+    "read_result",
     "simulate",
     "simulate_secure_sum",
     "write_certificate",
+    "write_project",
 ]

@@ -61,7 +61,8 @@ def build_client_app(load: Callable = load_phones, train: Callable = train_phone
     Parameters
     ----------
     load : callable of the settings
-        Returns all phones; a site looks only at its own.
+        Returns all phones, of which a site uses its own: here each site loads the whole data set, and a real one
+        would have nothing else.
     train : callable of weights, features, labels, rate and batch size
         Returns a phone's new weights.
     """
@@ -203,6 +204,10 @@ server_app = ServerApp()
 @server_app.main()
 def main(grid: Grid, context: Context) -> None:
     """Serve one run over a network, and leave its result in the file that the settings name."""
+    if not context.run_config.get("result-file"):
+        raise ValueError(
+            "the settings lack result-file: write the project for `flwr run` with `write_project`"
+        )
     path = Path(context.run_config["result-file"])
     try:
         write_result(path, serve(grid, context.run_config))

@@ -1,7 +1,6 @@
 """A real federation on one machine: a SuperLink and its SuperNodes as processes, started, watched and ended."""
 
 import contextlib
-import json
 import os
 import secrets
 import socket
@@ -18,7 +17,7 @@ import psutil
 from pprml._processes import find_ports, list_marked
 from pprml.certificates import ServerFiles, check_server_files, make_site_key
 from pprml.flower_app.apps import FederationError, Training, read_result
-from pprml.flower_app.training import check_settings
+from pprml.flower_app.project import write_project
 
 HOST = "127.0.0.1"
 #: In the environment of every process that a lab starts, and of all that those start.
@@ -31,14 +30,21 @@ if sys.platform == "linux": ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 if os.getppid() != int(sys.argv[1]): sys.exit("the parent is gone")
 os.execv(sys.argv[2], sys.argv[2:])
 """
+_PORT_TAKEN = "the port is in use: choose another, or end the process that holds it"
 # What Flower writes, and what to do about it.
 _FAULTS = {
     "certificate has expired": "the SuperLink's certificate has expired: issue a new one",
     "CERTIFICATE_VERIFY_FAILED": "the SuperLink's certificate is not of the authority that this site trusts: "
     "give the site that authority's certificate, or leave this server alone",
-    "address already in use": "the port is in use: choose another, or end the process that holds it",
-    "[code: ": "the SuperLink refused this site: register its key with `register_site`",
+    "address already in use": _PORT_TAKEN,
+    # A key that the server does not know, and no key at all. Other refusals are shown as they were written.
+    **dict.fromkeys(
+        ("Failed to activate SuperNode", "SuperNodes must be registered"),
+        "the SuperLink refused this site: register its key with `register_site`",
+    ),
 }
+#: Seconds within which all processes of a lab must be gone after they were killed.
+END_PATIENCE = 60.0
 
 
 def check_port(port: int) -> None:
@@ -73,14 +79,21 @@ class Lab:
             check_server_files(files)
         check_port(port or 0)
         self.files, self.port, self.mark = files, port or find_ports(1)[0], secrets.token_hex(8)
+        self._may_move = port is None
         self.processes: dict[str, subprocess.Popen] = {}
 
     def __enter__(self) -> "Lab":
         self._folder = tempfile.TemporaryDirectory(prefix="pprml-lab-")
         self.folder = Path(self._folder.name)
         try:
-            self._write_app()
-            self.start_server()
+            try:
+                self.start_server()
+            except FederationError as error:
+                # A port that was free when it was found may be taken before it is used; twice is no accident.
+                if not self._may_move or _PORT_TAKEN not in str(error):
+                    raise
+                self.port = find_ports(1)[0]
+                self.start_server()
         except BaseException:
             self.__exit__()
             raise
@@ -92,34 +105,19 @@ class Lab:
                 process.terminate()
             psutil.wait_procs(find_marked(self.mark), timeout=2)
         finally:
-            while left := find_marked(self.mark):
+            end = time.monotonic() + END_PATIENCE
+            while (left := find_marked(self.mark)) and time.monotonic() < end:
                 for process in left:
                     with contextlib.suppress(psutil.NoSuchProcess):
                         process.kill()
                 psutil.wait_procs(left, timeout=2)
             for process in self.processes.values():
-                process.wait()
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(2)
             self._folder.cleanup()
-
-    def _write_app(self) -> None:
-        """Write what `flwr run` wants: a project that names the two apps, and a file with the SuperLink's address."""
-        parts = {
-            "serverapp": "pprml.flower_app.apps:server_app",
-            "clientapp": "pprml.flower_app.apps:client_app",
-        }
-        lines = ["[project]", 'name = "course"', 'version = "1.0.0"', "dependencies = []", "[tool.flwr.app]"]
-        lines += ['publisher = "course"', "[tool.flwr.app.components]"]
-        lines += [f'{name} = "{reference}"' for name, reference in parts.items()]
-        (self.folder / "app").mkdir()
-        (self.folder / "app" / "settings.py").touch()  # a project with no module at all is refused
-        config = "[tool.flwr.app.config]"
-        self._project = "\n".join([*lines, config, ""])
-        (self.folder / "app" / "pyproject.toml").write_text(self._project)
-        secure = f'root-certificates = "{self.files.ca}"' if self.files else "insecure = true"
-        connection = (
-            f'[superlink]\ndefault = "lab"\n[superlink.lab]\naddress = "{HOST}:{self.port}"\n{secure}\n'
-        )
-        (self.folder / "config.toml").write_text(connection)
+        if left:
+            numbers = ", ".join(str(process.pid) for process in left)
+            raise FederationError(f"these processes do not end: {numbers}: end them, or restart the machine")
 
     def _environment(self) -> dict[str, str]:
         own = {
@@ -157,7 +155,7 @@ class Lab:
         """Return what a process has written so far."""
         return (self.folder / f"{name}.log").read_text("utf-8", "replace")
 
-    def wait_for(self, name: str, text: str, seconds: float = 30) -> None:
+    def wait_for(self, name: str, text: str, seconds: float = 120) -> None:
         """Wait until a process has written `text`; a FederationError says what it wrote instead."""
         end = time.monotonic() + seconds
         while text not in (log := self.read_log(name)):
@@ -172,6 +170,11 @@ class Lab:
 
     def start_server(self) -> None:
         """Start the SuperLink, which knows the sites' keys from its database even after a restart."""
+        secure = f'root-certificates = "{self.files.ca}"' if self.files else "insecure = true"
+        # Where `flwr` looks for it.
+        (self.folder / "config.toml").write_text(
+            f'[superlink]\ndefault = "lab"\n[superlink.lab]\naddress = "{HOST}:{self.port}"\n{secure}\n'
+        )
         arguments = ["--host", HOST, "--port", str(self.port), "--database", str(self.folder / "state.db")]
         if self.files:
             names = ("--ssl-ca-certfile", "--ssl-certfile", "--ssl-keyfile")
@@ -186,7 +189,7 @@ class Lab:
         """Tell the SuperLink a site's public key; a FederationError if it does not take it."""
         self._call("register", "supernode", "register", str(public_key), "lab")
 
-    def _call(self, name: str, *arguments: str, seconds: float = 60) -> None:
+    def _call(self, name: str, *arguments: str, seconds: float = 120) -> None:
         process = self.start(name, "flwr", *arguments)
         try:
             code = process.wait(seconds)
@@ -205,9 +208,8 @@ class Lab:
         register: bool = True,
         ca: Path | None = None,
         port: int | None = None,
-        wait: bool = True,
     ) -> str:
-        """Start a SuperNode that hosts every so-manieth phone; return its name.
+        """Start a SuperNode that hosts every so-manieth phone, wait until it is connected, and return its name.
 
         Parameters
         ----------
@@ -219,11 +221,9 @@ class Lab:
             The authority that the site trusts; by default the server's own.
         port : int, optional
             Where the site looks for the SuperLink, for example a relay's port.
-        wait : bool
-            Return when the site is connected, and not before.
         """
         name = f"site-{number}"
-        arguments = ["--superlink", f"{HOST}:{port or self.port}", "--port", str(find_ports(1)[0])]
+        arguments = ["--superlink", f"{HOST}:{port or self.port}"]
         arguments += [
             "--node-config",
             f"partition-id={number} num-partitions={sites}",
@@ -243,18 +243,23 @@ class Lab:
             ]
         else:
             arguments += ["--insecure"]
-        self.start(name, "flower-supernode", *arguments)
-        if wait:
-            self.wait_for(name, "SuperNode ID:")
+        try:
+            self._start_node(name, *arguments)
+        except FederationError as error:
+            if _PORT_TAKEN not in str(error):
+                raise
+            self._start_node(name, *arguments)
         return name
+
+    def _start_node(self, name: str, *arguments: str) -> None:
+        self.start(name, "flower-supernode", *arguments, "--port", str(find_ports(1)[0]))
+        self.wait_for(name, "SuperNode ID:")
 
     def begin(self, settings: Mapping[str, Any]) -> Path:
         """Hand the apps to the SuperLink; return the path at which the result will appear."""
         path = self.folder / f"result-{secrets.token_hex(4)}.npz"
-        settings = {**check_settings(settings), "result-file": str(path)}
-        lines = [f"{name} = {json.dumps(value)}" for name, value in settings.items()]
-        (self.folder / "app" / "pyproject.toml").write_text(self._project + "\n".join(lines) + "\n")
-        self._call("run", "run", str(self.folder / "app"), "lab")
+        project = write_project(self.folder / "app", {**settings, "result-file": str(path)})
+        self._call("run", "run", str(project), "lab")
         return path
 
     def finish(self, path: Path, seconds: float) -> Training:
@@ -268,6 +273,6 @@ class Lab:
             time.sleep(0.2)
         return read_result(path)
 
-    def run(self, settings: Mapping[str, Any], seconds: float = 180) -> Training:
+    def run(self, settings: Mapping[str, Any], seconds: float = 300) -> Training:
         """Train over the network: `begin`, then `finish`."""
         return self.finish(self.begin(settings), seconds)

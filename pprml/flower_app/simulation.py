@@ -20,7 +20,10 @@ Tap = Callable[[Message, Message], None]
 
 
 class LocalGrid(Grid):
-    """A grid whose sites are function calls. Flower's own simulation needs Ray, which this course does not install.
+    """A grid whose sites are function calls, in the place of Flower's own simulation.
+
+    That one needs Ray, a large package with processes of its own, which this course does not install. Here the sites
+    answer in turn in this process: a run can be repeated bit for bit, and a tap sees each message.
 
     Parameters
     ----------

@@ -46,7 +46,13 @@ def make_settings(**changes: Any) -> dict[str, Any]:
 
 
 def check_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings as a dict, or raise a ValueError that names the one to change."""
+    """Return the settings as a dict, or raise a ValueError that names the one to add or to change."""
+    missing = [name for name in DEFAULTS if name not in settings]
+    if missing:
+        raise ValueError(
+            f"the settings lack {', '.join(missing)}: start from `make_settings`, and write a project for `flwr run` "
+            "with `write_project`, which puts them all under [tool.flwr.app.config]"
+        )
     for name in ("phones", "phones-per-round", "rounds", "batch-size", "sites", "rate", "alpha", "patience"):
         if not (np.isfinite(settings[name]) and settings[name] > 0):
             raise ValueError(f"{name} is {settings[name]}: give a number above 0")

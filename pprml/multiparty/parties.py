@@ -22,7 +22,7 @@ import numpy as np
 
 from pprml._processes import find_ports
 from pprml.certificates import issue_certificate, make_authority
-from pprml.multiparty.wire import Meddler, Tensor, read_tensors, run_relay
+from pprml.multiparty.wire import Meddler, Tensor, name_taken_port, read_tensors, run_relay
 
 SERVERS = ("server0", "server1", "server2")  # the names that TF Encrypted's protocols look for
 # Every party is a fork of one clean process that has imported TensorFlow and done nothing with it: seconds saved for each.
@@ -54,9 +54,7 @@ def _serve(pipe, name, port, cluster, path, values):
         try:
             probe.bind(("127.0.0.1", port))
         except OSError:
-            raise ValueError(
-                f"port {port} is in use: end what listens there, or choose another port"
-            ) from None
+            raise name_taken_port(port) from None
     if values is not None:
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
             file.write(np.ascontiguousarray(values, np.float64).tobytes())
@@ -83,6 +81,9 @@ def _analyse(pipe, cluster):
 
 class Study:
     """Start the parties of one study; use it in a ``with`` statement.
+
+    While it runs, TensorFlow's servers listen on *all* addresses of this machine (they have no setting for one) and give a file to
+    whoever asks: use a machine whose ports nobody else reaches.
 
     Parameters
     ----------
@@ -123,6 +124,19 @@ class Study:
         self.processes: dict[str, tuple[Any, Any]] = {}
 
     def __enter__(self) -> "Study":
+        try:
+            self._open()
+        except ValueError as error:
+            # A port that was free a moment ago can be taken by anybody: look for others, once. A chosen one stays taken.
+            if "is in use" not in str(error) or self.chosen_ports:
+                raise
+            self._open()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+    def _open(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="pprml-"))  # readable by its owner only
         try:
             with self._limited():
@@ -130,10 +144,6 @@ class Study:
         except BaseException:
             self.close()
             raise
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self.close()
 
     def _start(self) -> None:
         names, hops = self.names, 4 if self.tls else 2
@@ -161,9 +171,12 @@ class Study:
         """Where an owner's process keeps its numbers."""
         return str(self.folder / f"{owner}.f64")
 
-    def address(self, party: str) -> str:
-        """Where anybody on the network reaches a party: its bare port, or the far end of TLS."""
-        return f"127.0.0.1:{self.links[party][1 if self.tls else 0]}"
+    def address(self, party: str, certified: bool = False) -> str:
+        """Where anybody on the network reaches a party: its bare port, or the far end of TLS.
+
+        With `certified`, through the relay that shows a certificate of the study, as its servers and its analyst do.
+        """
+        return f"127.0.0.1:{self.links[party][1 if self.tls and not certified else 0]}"
 
     def run(self, program: Callable, *arguments: Any) -> Any:
         """Let the analyst run `program(*arguments)`, which must be importable, and return its result."""
@@ -249,29 +262,44 @@ class Study:
             timer.cancel()
 
 
-def attack_read_file(address: str, path: str, timeout: float = 30.0) -> bytes | None:
+def attack_read_file(address: str, path: str, timeout: float = 90.0) -> bytes | None:
     """Ask a party's open port for a file of its machine, from a process that has no part in the study.
 
-    TensorFlow's server does whatever a client asks. Returns the file's bytes, or None where the port refused or did not answer.
+    TensorFlow's server does whatever a client asks.
+
+    Returns
+    -------
+    bytes or None
+        The file, or None where the port refused: show that the same thief succeeds when it is let in.
+
+    Raises
+    ------
+    TimeoutError
+        Neither a file nor a refusal within `timeout` seconds: this says nothing about the port.
     """
     ours, theirs = _FORK.Pipe()
     process = _FORK.Process(target=_enter, args=(_steal, theirs, address, path), daemon=True)
     process.start()
     theirs.close()
     try:
-        found = ours.recv() if ours.poll(timeout) else None
-    except EOFError:
+        if not ours.poll(timeout):
+            raise TimeoutError(f"no file and no refusal from {address} within {timeout:g} s")
+        found = ours.recv()
+    except EOFError:  # TensorFlow's client aborts where it is refused
         found = None
     finally:
         process.kill()
         process.join()
         ours.close()
+    if isinstance(found, Exception) and "UnavailableError" not in str(found):
+        raise found  # the thief failed before it came to the port
     return found if isinstance(found, bytes) else None
 
 
 def _steal(pipe, address, path):
     import tensorflow as tf
 
+    os.environ["GRPC_FAIL_FAST"] = "true"  # take a refusal for an answer, instead of trying for ever
     tf.config.experimental_connect_to_host(address)
     with tf.device("/job:worker/task:0"):
         content = tf.io.read_file(path)

@@ -30,6 +30,11 @@ class Tensor(NamedTuple):
     value: np.ndarray
 
 
+def name_taken_port(port: int) -> ValueError:
+    """Return the error for a port that something else listens on."""
+    return ValueError(f"port {port} is in use: end what listens there, or choose another port")
+
+
 def tls_context(folder: Path, name: str, server: bool) -> ssl.SSLContext:
     """TLS 1.3 with both sides authenticated by the study's own authority."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT)
@@ -68,7 +73,10 @@ class _Relay:
                 self._pump(far_reader, writer, party, tap, False, kept[1]),
             )
 
-        await asyncio.start_server(serve, "127.0.0.1", port, ssl=outer)
+        try:
+            await asyncio.start_server(serve, "127.0.0.1", port, ssl=outer)
+        except OSError:
+            raise name_taken_port(port) from None
 
     async def _pump(self, reader, writer, party, tap, inward, kept):
         number = 0
