@@ -149,11 +149,20 @@ def render(records: Sequence[dict]) -> str:
 
 
 def run(name: str, cases: Iterable[Case]) -> list[dict]:
-    """Measure all cases of a benchmark, print them as a table and write `results/NAME.json`."""
+    """Measure all cases of a benchmark, print them as a table and write `results/NAME.json`.
+
+    Where a case fails, what was measured before it is left in `results/NAME.partial.json`.
+    """
     busy = os.getloadavg()[0]
     if busy > 0.5:
         print(f"caution: the machine is busy (load {busy:.1f}); timings will be off", file=sys.stderr)
-    records = [record for case in tqdm(list(cases), desc=name, disable=None) for record in compare(case)]
+    records = []
+    try:
+        for case in tqdm(list(cases), desc=name, disable=None):
+            records += compare(case)
+    except BaseException:
+        write_whole(RESULTS / f"{name}.partial.json", dump_json(records))
+        raise
     print(render(records))
     write_whole(RESULTS / f"{name}.json", dump_json(records))
     return records

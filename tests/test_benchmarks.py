@@ -56,6 +56,19 @@ def test_results_are_printed_and_written(tmp_path, monkeypatch, capsys):
     assert "0.25" in capsys.readouterr().out
 
 
+def test_a_case_that_fails_loses_nothing_measured_before_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "RESULTS", tmp_path)
+    ours, peer, _ = make_sides([1, 1, 1], [4, 4, 4])
+
+    def fail():
+        raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        run.run("made_up", [Case("a case", ours, peer, rounds=2), Case("another", fail)])
+    (record,) = json.loads((tmp_path / "made_up.partial.json").read_text())
+    assert record["case"] == "a case" and not (tmp_path / "made_up.json").exists()
+
+
 def test_peak_memory_counts_what_a_child_held_before_it_ended():
     with run.PeakMemory() as alone:
         pass
