@@ -7,6 +7,7 @@ import socket
 import sys
 from collections.abc import Iterator, Sequence
 from subprocess import DEVNULL, Popen
+from typing import Any, BinaryIO
 
 import psutil
 
@@ -22,10 +23,14 @@ os.execv(sys.argv[2], sys.argv[2:])
 _starter = concurrent.futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="starter")
 
 
-def start_bound(command: Sequence[str]) -> Popen:
-    """Start a silent process that Linux ends with this one, however this one ends; `command` begins with a program's path."""
+def start_bound(command: Sequence[str], output: BinaryIO | int = DEVNULL, **options: Any) -> Popen:
+    """Start a process that Linux ends with this one, however this one ends; `command` begins with a program's path.
+
+    What it writes goes to `output`; `options` are those of `Popen`.
+    """
     launcher = [sys.executable, "-I", "-S", "-c", _LAUNCH, str(os.getpid()), *command]
-    return _starter.submit(Popen, launcher, stdout=DEVNULL, stderr=DEVNULL).result()
+    options |= {"stdin": DEVNULL, "stdout": output, "stderr": output}
+    return _starter.submit(Popen, launcher, **options).result()
 
 
 def find_ports(count: int) -> list[int]:

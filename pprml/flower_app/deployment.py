@@ -14,7 +14,7 @@ from typing import Any
 
 import psutil
 
-from pprml._processes import find_ports, list_marked
+from pprml._processes import find_ports, list_marked, start_bound
 from pprml.certificates import ServerFiles, check_server_files, make_site_key
 from pprml.flower_app.apps import FederationError, Training, read_result
 from pprml.flower_app.project import write_project
@@ -22,14 +22,6 @@ from pprml.flower_app.project import write_project
 HOST = "127.0.0.1"
 #: In the environment of every process that a lab starts, and of all that those start.
 MARK = "PPRML_LAB"
-# Linux ends a process whose parent dies, however it dies; what Flower's own programs start watches them and ends with them.
-# The line after it is for a parent that died before.
-_LAUNCH = """
-import ctypes, os, signal, sys
-if sys.platform == "linux": ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-if os.getppid() != int(sys.argv[1]): sys.exit("the parent is gone")
-os.execv(sys.argv[2], sys.argv[2:])
-"""
 _PORT_TAKEN = "the port is in use: choose another, or end the process that holds it"
 # What Flower writes, and what to do about it.
 _FAULTS = {
@@ -52,9 +44,7 @@ def check_port(port: int) -> None:
     try:
         socket.create_server((HOST, port)).close()
     except OSError as error:
-        raise ValueError(
-            f"port {port} is in use: choose another, or end the process that holds it"
-        ) from error
+        raise ValueError(_PORT_TAKEN.replace("the port", f"port {port}")) from error
 
 
 def find_marked(mark: str) -> list[psutil.Process]:
@@ -140,14 +130,9 @@ class Lab:
             self.processes[name].wait()
         command = [str(Path(sys.executable).parent / program), *arguments]
         with (self.folder / f"{name}.log").open("wb") as log:
-            self.processes[name] = subprocess.Popen(
-                [sys.executable, "-c", _LAUNCH, str(os.getpid()), *command],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env=self._environment(),
-                cwd=self.folder,
-                start_new_session=True,
+            # What Flower's own programs start watches them, and ends with them.
+            self.processes[name] = start_bound(
+                command, log, env=self._environment(), cwd=self.folder, start_new_session=True
             )
         return self.processes[name]
 

@@ -634,8 +634,9 @@ def test_nothing_outlives_a_parent_that_is_killed(tmp_path):
 NAPPING = """
 import sys, tempfile, time
 from pathlib import Path
+from pprml import _processes
 from pprml.flower_app import deployment
-deployment._LAUNCH = deployment._LAUNCH.replace("prctl", sys.argv[1])
+_processes._LAUNCH = _processes._LAUNCH.replace("prctl", sys.argv[1])
 lab = deployment.Lab(None)
 lab.folder = Path(tempfile.mkdtemp())
 lab.start("nap", "python", "-c", "import time; time.sleep(600)")
