@@ -3,8 +3,9 @@
 Fashion-MNIST's 60,000 records at 100, 1,000 or 10,000 clients with label mixes of their own (Dirichlet, 0.1), an MLP of 784, 128 and 10
 units and a convolutional network of 431,080 weights, one local pass with batches of 20 at a rate of 0.1, ten rounds. Every side gets the
 same records in the same order, the same first weights and the same clients a round, and must come to the same weights after the first:
-that is the check that it is the same work. The accuracy after ten is recorded too. Each run is a process of its own; a round is the median of those after the first, the start is the time
-until the first round is over, and memory is the largest sum over the side's processes, shared pages counted once.
+that is the check that it is the same work. The accuracy after ten must agree too. Each run is a process of its own; a round is the
+median of those after the first, the start is the time until the first round is over (for a peer with an environment of its own it
+includes laying that out, a second or two), and memory is the largest sum over the side's processes, shared pages counted once.
 """
 
 import json
@@ -27,6 +28,10 @@ SIZES = {"MLP": (784, 128, 10), "CNN": (5, 5, 1, 20, 50, 500, 10)}
 ROUNDS, ALPHA, SEED = 10, 0.1, 0
 #: Weights of two sides may differ so much after 30 steps: sums of 32-bit numbers in another order, which tip a ReLU here and there.
 SAME = 0.01
+#: And their accuracies so much, after 3,000 steps of which the differences grow.
+SAME_ACCURACY = 0.02
+#: Seconds within which a side must have ended.
+PATIENCE = 3600
 _TORCH = ["torch==2.15.0", "numpy==2.4.6"]
 #: Each peer's program and the packages it runs on; none: this environment.
 PEERS = {
@@ -48,7 +53,7 @@ PEERS = {
     ),
 }
 #: Network, clients, clients a round: 300 steps of SGD a round, and 100 clients of one step each at the end.
-WORK = (("MLP", 100, 10), ("CNN", 100, 10), ("MLP", 1000, 100))
+WORK = (("MLP", 100, 10), ("CNN", 100, 10), ("MLP", 1000, 100), ("CNN", 1000, 100))
 LARGEST = ("MLP", 10_000, 100)
 
 
@@ -116,7 +121,11 @@ def measure_side(command: list[str], network: str, clients: int, clients_per_rou
             arguments, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment, cwd=folder
         )
         with PeakMemory(process.pid, every=0.5) as peak:
-            output = process.communicate()[0]
+            try:
+                output = process.communicate(timeout=PATIENCE)[0]
+            except subprocess.TimeoutExpired:
+                process.kill()
+                raise RuntimeError(f"{command[-1]} did not end within {PATIENCE} s") from None
         lines = [line for line in output.splitlines() if line.startswith('{"first"')]
         if process.returncode or not lines:
             errors.seek(0)
@@ -170,14 +179,17 @@ def run_ours(work, network: str, lap) -> list[np.ndarray]:
 
 def _compare(network: str, clients: int, clients_per_round: int) -> Case:
     work = network, clients, clients_per_round
-    reference = []
+    reference = {}
 
     def check(side: str, taken: dict) -> dict[str, float]:
         weights = taken.pop("first")
-        reference[:] = reference or weights
-        gap = max(np.abs(one - other).max() for one, other in zip(weights, reference, strict=True))
+        first = reference.setdefault("weights", weights)
+        gap = max(np.abs(one - other).max() for one, other in zip(weights, first, strict=True))
         if not gap < SAME:
             raise RuntimeError(f"{work}, {side}: not the same work, weights differ by {gap} after one round")
+        gap = abs(taken["accuracy"] - reference.setdefault("accuracy", taken["accuracy"]))
+        if not gap < SAME_ACCURACY:
+            raise RuntimeError(f"{work}, {side}: not the same work, accuracies differ by {gap} at the end")
         return taken
 
     def ours() -> dict[str, float]:
