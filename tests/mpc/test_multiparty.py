@@ -409,12 +409,12 @@ def test_a_hanging_party_ends_in_a_timeout(tmp_path):
     saboteur = Saboteur(tmp_path)
     with mp.Study({"north": FOUR}, tls=False, meddle=saboteur, timeout=LIMIT) as study:
         study.timeout = 25.0
-        # The control: the same run in the same time, and nobody stopped.
-        np.testing.assert_allclose(study.run(square_often, study.path("north"), 10), FOUR**2, atol=1e-3)
+        # The control: the same run in the same time, and nobody stopped. Long enough for the signal to come before the end.
+        np.testing.assert_allclose(study.run(square_often, study.path("north"), 50), FOUR**2, atol=1e-3)
         assert (opened := saboteur.count_opened()) > 0
         saboteur.arm("server1", study, signal.SIGSTOP)
         with pytest.raises(TimeoutError, match="no answer within 25 s"):
-            study.run(square_often, study.path("north"), 10)
+            study.run(square_often, study.path("north"), 50)
         assert saboteur.done.exists() and saboteur.count_opened() == opened
         assert_nothing_left(study)
 
