@@ -6,16 +6,14 @@ set -u
 failed=
 skipped=
 left_out=
+ready=
 note() { printf '\n== %s\n' "$1"; }
 
-note "core: unit tests, ledger, prose, contract"
-.venv/bin/python -m pytest tests --ignore=tests/pytorch --ignore=tests/mpc || failed="$failed core"
-
 for track in pytorch mpc; do
-    note "$track: set-up and unit tests"
+    note "$track: set-up"
     sh setup_track.sh $track
     case $? in
-    0) .venv-$track/bin/python -m pytest tests/$track || failed="$failed $track" ;;
+    0) ready="$ready $track" ;;
     3) skipped="$skipped $track" ;;
     *) failed="$failed $track" ;;
     esac
@@ -23,6 +21,29 @@ for track in pytorch mpc; do
         left_out="$left_out --ignore=$notebook"
     done
 done
+
+# The tests of these two mostly wait for processes: they run beside the core's, and what they say is shown after it.
+said=$(mktemp -d)
+(
+    trap 'kill $!; exit 143' TERM
+    for track in $ready; do
+        .venv-$track/bin/python -m pytest tests/$track >"$said/$track" 2>&1 &
+        wait $! || echo $track >>"$said/failed"
+    done
+) &
+beside=$!
+trap 'kill $beside 2>/dev/null; rm -rf "$said"' EXIT
+trap 'exit 130' INT TERM
+
+note "core: unit tests, ledger, prose, contract"
+.venv/bin/python -m pytest tests --ignore=tests/pytorch --ignore=tests/mpc || failed="$failed core"
+
+wait $beside
+for track in $ready; do
+    note "$track: unit tests"
+    cat "$said/$track"
+done
+[ ! -e "$said/failed" ] || failed="$failed $(tr '\n' ' ' <"$said/failed")"
 
 note "notebooks: each runs once, from cache, with the network cut"
 rm -rf build
