@@ -282,11 +282,18 @@ def build_uneven():
     return tf.keras.Sequential([first, L.Conv2D(5, 3, strides=2, padding="same"), L.Flatten(), L.Dense(3)])
 
 
+def build_views():
+    """Two views of each record go through the same layers: fewer positions than weights."""
+    shared = [L.Dense(8, activation="tanh", input_shape=(2, 90)), L.Dense(5, use_bias=False)]
+    return tf.keras.Sequential([*shared, L.Flatten(), L.Dense(3)])
+
+
 TOKENS = np.random.default_rng(8).integers(0, 4, (12, 7))  # few, so that they repeat within a record
 MODELS = {
     "residual": (build_residual, X),
     "text": (build_text, TOKENS),
     "nested": (build_nested, X),
+    "views": (build_views, X.reshape(12, 2, 90)),
     "wide": (build_wide, X),
     "uneven": (build_uneven, X),
     "cnn": (
@@ -354,6 +361,27 @@ def test_a_rule_that_takes_a_repeated_token_for_two_is_rejected(monkeypatch):
     model, x = make_model("text")
     monkeypatch.setitem(_gradients._RULES, L.Embedding, _gradients._Rule(forgetful))
     assert gap(dp_sgd.clipped_gradient_sum(model, x, Y, loss, 1.0), model, x, 1.0) > 1e-3
+
+
+def measure_cancelling():
+    """The norm found of a gradient whose two large parts cancel, over its norm."""
+    row, rest, error = (np.random.default_rng(n).normal(size=40).astype("f4") for n in range(3))
+    inputs = np.array([[1e4 * row, 1e4 * row + rest]], "f4")
+    gradient = np.array([[error, -error]], "f4")
+    layer = L.Dense(40, use_bias=False)
+    squared, _ = _gradients._finish_few_positions(layer, tf.constant(inputs), tf.constant(gradient))
+    kernel = inputs[0].astype(float).T @ gradient[0].astype(float)
+    return float(np.sqrt(squared[0]) / np.linalg.norm(kernel))
+
+
+def test_a_gradient_whose_parts_cancel_is_not_called_short(monkeypatch):
+    assert measure_cancelling() == pytest.approx(1, abs=1e-3)
+
+    def multiply_in_single_precision(rows):
+        return tf.matmul(rows, rows, transpose_b=True)
+
+    monkeypatch.setattr(_gradients, "_multiply_pairs", multiply_in_single_precision)
+    assert abs(measure_cancelling() - 1) > 0.05
 
 
 def build_slow(kind):

@@ -201,14 +201,43 @@ def _finish_kernels(layer, kernels: tf.Tensor, gradient: tf.Tensor, reorder: Cal
     return squared, weigh
 
 
+def _finish_few_positions(layer, inputs: tf.Tensor, gradient: tf.Tensor):
+    """Finish a dense layer from its inputs (batch, positions, features) without writing any record's kernel gradient out."""
+    squared = tf.reduce_sum(_multiply_pairs(inputs) * _multiply_pairs(gradient), axis=[1, 2])
+    squared = tf.cast(tf.maximum(squared, 0.0), gradient.dtype)
+    biases = tf.reduce_sum(gradient, axis=1)
+    if layer.use_bias:
+        squared += _sum_squares(biases)
+
+    def weigh(weights):
+        weighted = weights[:, None, None] * gradient
+        rows, errors = (tf.reshape(part, [-1, part.shape[-1]]) for part in (inputs, weighted))
+        sums = [tf.matmul(rows, errors, transpose_a=True)]
+        return [*sums, tf.linalg.matvec(biases, weights, transpose_a=True)] if layer.use_bias else sums
+
+    return squared, weigh
+
+
+def _multiply_pairs(rows: tf.Tensor) -> tf.Tensor:
+    """Products of all pairs of a record's rows, (batch, rows, rows).
+
+    In double precision: where large parts cancel, single precision could call a long gradient short, and it would not be clipped.
+    """
+    rows = tf.cast(rows, tf.float64)
+    return tf.matmul(rows, rows, transpose_b=True)
+
+
 def _run_dense(layer, inputs: tf.Tensor) -> tuple[tf.Tensor, Finish]:
-    before = tf.matmul(inputs, layer.kernel)
+    before = tf.tensordot(inputs, layer.kernel, 1)
     before = before + layer.bias if layer.use_bias else before
 
     def finish(gradient):
         if len(inputs.shape) > 2:
             by_position = tf.reshape(inputs, [tf.shape(inputs)[0], -1, inputs.shape[-1]])
             gradient = tf.reshape(gradient, [tf.shape(inputs)[0], -1, gradient.shape[-1]])
+            positions = inputs.shape[1:-1].num_elements()
+            if positions and positions**2 < inputs.shape[-1] * layer.units:
+                return _finish_few_positions(layer, by_position, gradient)
             kernels = tf.matmul(by_position, gradient, transpose_a=True)
             return _finish_kernels(layer, kernels, gradient, tf.identity)
         # The gradient is an outer product: its norm is the product of the two norms.
@@ -244,8 +273,9 @@ def _run_embedding(layer, inputs: tf.Tensor) -> tuple[tf.Tensor, Finish]:
         flat = tf.reshape(tokens, [tf.shape(tokens)[0], -1])
         gradient = tf.reshape(gradient, [tf.shape(tokens)[0], -1, width])
         # A token that appears twice in a record gathers both gradients before the norm is taken.
-        same = tf.cast(flat[:, :, None] == flat[:, None, :], gradient.dtype)
-        squared = tf.reduce_sum(same * tf.matmul(gradient, gradient, transpose_b=True), axis=[1, 2])
+        same = tf.cast(flat[:, :, None] == flat[:, None, :], tf.float64)
+        squared = tf.reduce_sum(same * _multiply_pairs(gradient), axis=[1, 2])
+        squared = tf.cast(tf.maximum(squared, 0.0), gradient.dtype)
 
         def weigh(weights):
             weighted = tf.reshape(weights[:, None, None] * gradient, [-1, width])
