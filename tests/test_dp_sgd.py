@@ -485,6 +485,41 @@ def test_an_empty_batch_still_gets_its_noise():
     )
 
 
+@pytest.mark.parametrize("records, noise", [(1, 2**20), (2**15, 2000), (2**15, 2**20)])
+def test_stretches_of_any_length_take_the_same_steps(records, noise, monkeypatch):
+    batches, seen = dp_sgd.PoissonBatches(RECORDS, 20, 7, 0), []
+    how = dict(batches=batches, clip_norm=0.5, noise_multiplier=1.0)
+    moved = one_step(**how)
+    monkeypatch.setattr(_training, "STRETCH_RECORDS", records)
+    monkeypatch.setattr(_training, "STRETCH_NOISE", noise)
+    again = one_step(**how, observe=lambda step, update: seen.append((step, update)))
+    np.testing.assert_array_equal(again, moved)
+    assert [step for step, _ in seen] == list(range(7))
+    np.testing.assert_allclose(-sum(update for _, update in seen), moved, atol=1e-6)
+
+
+def test_a_step_that_overflows_is_named_and_is_the_last(monkeypatch):
+    seen, draw = [], dp_sgd.PoissonBatches.draw_noise
+
+    def overflow(batches, step, size, scale):
+        return draw(batches, step, size, scale) * (np.inf if step == 3 else 1)
+
+    monkeypatch.setattr(dp_sgd.PoissonBatches, "draw_noise", overflow)
+    batches = dp_sgd.PoissonBatches(RECORDS, 20, 7, 0)
+    with pytest.raises(FloatingPointError, match="step 3"):
+        one_step(batches=batches, clip_norm=0.5, noise_multiplier=1.0, observe=lambda *one: seen.append(one))
+    assert len(seen) <= 3
+
+
+def test_what_goes_wrong_in_a_draw_is_raised_here(monkeypatch):
+    def broken(batches, step, size, scale):
+        raise OSError("no randomness")
+
+    monkeypatch.setattr(dp_sgd.PoissonBatches, "draw_noise", broken)
+    with pytest.raises(OSError, match="no randomness"):
+        one_step(clip_norm=0.5, noise_multiplier=1.0)
+
+
 def test_parts_of_a_batch_add_up():
     whole, parts = (one_step(clip_norm=0.5, max_batch=size) for size in (1000, 7))
     np.testing.assert_allclose(whole, parts, atol=1e-6)
@@ -572,7 +607,8 @@ def resume(path, seed=4, size=50, steps=3, **change):
 def test_a_resumed_run_that_forgets_its_velocity_is_rejected(uninterrupted, tmp_path, monkeypatch):
     run_until(tmp_path / "run", 63)
     with np.load(tmp_path / "run", allow_pickle=False) as saved:
-        broken = {name: saved[name] for name in saved.files} | {"velocity": 0 * saved["velocity"]}
+        broken = {name: saved[name] for name in saved.files}
+    broken |= {name: 0 * array for name, array in broken.items() if name.startswith("velocity")}
     with open(tmp_path / "run", "wb") as file:
         np.savez(file, **broken)
     run_until(tmp_path / "run", -1)

@@ -10,7 +10,7 @@ from pprml.dp_sgd._gradients import (
 from pprml.dp_sgd._measures import attack_by_threshold, make_cnn, measure_accuracy
 from pprml.dp_sgd._sampling import PoissonBatches
 from pprml.dp_sgd._tfp import make_registry
-from pprml.dp_sgd._training import Trained, make_steps, train
+from pprml.dp_sgd._training import Trained, train
 
 __all__ = [
     "ClippedSum",
@@ -22,7 +22,6 @@ __all__ = [
     "explain_slow",
     "make_cnn",
     "make_registry",
-    "make_steps",
     "measure_accuracy",
     "softmax_loss",
     "train",

@@ -4,7 +4,9 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +21,8 @@ from pprml.dp_sgd._sampling import PoissonBatches
 
 #: Where a layer has no one-pass rule the gradients of so many records, and no more, are held at once.
 SLOW_BATCH = 256
+#: Steps are taken together up to so many records, and so many normals of noise.
+STRETCH_RECORDS, STRETCH_NOISE = 2**13, 2**20
 
 
 class Trained(NamedTuple):
@@ -40,7 +44,7 @@ def train(
     *,
     delta: float | None = None,
     loss: Loss = softmax_loss,
-    max_batch: int = 8192,
+    max_batch: int = 512,
     checkpoint: Path | str | None = None,
     every: int = 10,
     progress: bool = False,
@@ -69,7 +73,8 @@ def train(
     loss : callable
         ``loss(y, output)``, one number a record.
     max_batch : int
-        Larger batches are summed in parts of so many records, which bounds the memory and changes no result beyond rounding.
+        Larger batches are summed in parts of so many records, which bounds the memory, is faster where a part fits the processor's cache,
+        and changes no result beyond rounding.
     checkpoint : path, optional
         File to which the state is written every `every` steps and at the end, whole or not at all. Where it holds a state of this
         very run, training goes on from there. It holds weights and velocities: keep it as secret as the model before its release.
@@ -107,89 +112,161 @@ def train(
     if loss is softmax_loss:
         _check_labels(y, model.output_shape[-1])
     guarantee = batches.guarantee(noise_multiplier, delta) if noise_multiplier and delta is not None else None
-    sum_gradients, step_forward = make_steps(
-        model, loss, clip_norm, learning_rate, momentum, batches.batch_size
-    )
     state = _State(model, checkpoint, every)
     if checkpoint is not None:
         how = [learning_rate, momentum, clip_norm, noise_multiplier, _describe_loss(loss)]
         state.resume(_fingerprint(model, x, y, batches, how))
-    size = state.velocity.shape[0]
     if clip_norm is not None and explain_slow(model):
         max_batch = min(max_batch, SLOW_BATCH)
-    for step in tqdm(
-        range(state.step, batches.steps), initial=state.step, total=batches.steps, disable=not progress
-    ):
-        chosen = batches.draw(step)
-        # Sensitivity is clip_norm: each record's gradient is clipped in the sums that the noise is added to.
-        rest = (
-            batches.draw_noise(step, size, noise_multiplier * clip_norm)
-            if noise_multiplier
-            else np.zeros(size, np.float32)
-        )
-        starts = range(0, len(chosen), max_batch)
-        for start in starts[:-1]:
-            part = chosen[start : start + max_batch]
-            rest = rest + sum_gradients(x[part], y[part])
-        last = chosen[starts[-1] :] if starts else chosen
-        mean = step_forward(x[last], y[last], rest, state.velocity).numpy()
-        if not np.isfinite(mean).all():
-            raise FloatingPointError(
-                f"step {step}: a gradient is not finite; scale the inputs or lower the learning rate"
-            )
-        if observe:
-            observe(step, mean)
-        state.advance(last=step + 1 == batches.steps)
+    descend = make_descent(
+        *(model, x, y, state.velocities, batches.batch_size, learning_rate, momentum, clip_norm),
+        *(loss, max_batch, observe is not None),
+    )
+    # Sensitivity is clip_norm: each record's gradient is clipped in the sums that the noise is added to.
+    scale = noise_multiplier * clip_norm if noise_multiplier else 0.0
+    size = sum(int(np.prod(variable.shape)) for variable in model.trainable_variables)
+    stretches = cut(state.step, batches, size, every if checkpoint is not None else batches.steps)
+    with tqdm(initial=state.step, total=batches.steps, disable=not progress) as bar:
+        for steps, draws in draw_ahead(batches, stretches, size, scale):
+            means, bad = descend(*draws)
+            if bad >= 0:
+                raise FloatingPointError(
+                    f"step {steps[bad]}: a gradient is not finite; scale the inputs or lower the learning rate"
+                )
+            for step, mean in zip(steps, means.numpy(), strict=False):
+                observe(step, mean)
+            state.advance(len(steps), last=steps[-1] + 1 == batches.steps)
+            bar.update(len(steps))
     return Trained(model, guarantee)
 
 
-def make_steps(
+class Draws(NamedTuple):
+    """What chance decides in a stretch of steps: who joins, one step after the other, where each step ends in that, and the noise."""
+
+    chosen: np.ndarray
+    ends: np.ndarray
+    noise: np.ndarray
+
+
+def draw_ahead(
+    batches: PoissonBatches, stretches: Iterable[range], size: int, scale: float
+) -> Iterator[tuple[range, Draws]]:
+    """Yield each stretch of steps and its draws; the next stretch is drawn while the caller works on this one.
+
+    Parameters
+    ----------
+    batches : PoissonBatches
+    stretches : iterable of range
+        Steps that are taken together.
+    size : int
+        Number of weights.
+    scale : float
+        Standard deviation of the noise; 0 for none.
+    """
+
+    def draw(steps: range) -> tuple[range, Draws]:
+        chosen = [batches.draw(step) for step in steps]
+        noise = np.zeros((len(steps), size if scale else 1), np.float32)
+        for row, step in zip(noise, steps if scale else (), strict=False):
+            row[:] = batches.draw_noise(step, size, scale)
+        return steps, Draws(np.concatenate(chosen), np.cumsum([0, *map(len, chosen)]), noise)
+
+    with ThreadPoolExecutor(1) as drawer:
+        coming = None
+        for steps in stretches:
+            ready, coming = coming, drawer.submit(draw, steps)
+            if ready:
+                yield ready.result()
+        if coming:
+            yield coming.result()
+
+
+def make_descent(
     model: tf.keras.Model,
-    loss: Loss,
-    clip_norm: float | None,
+    x: np.ndarray,
+    y: np.ndarray,
+    velocities: Sequence[tf.Variable],
+    batch_size: int,
     learning_rate: float,
     momentum: float,
-    batch_size: int,
-) -> tuple[Callable, Callable]:
-    """Return the sum of gradients and a step of descent, compiled.
+    clip_norm: float | None,
+    loss: Loss = softmax_loss,
+    max_batch: int = 512,
+    keep: bool = False,
+) -> Callable[[np.ndarray, np.ndarray, np.ndarray], tuple[tf.Tensor, tf.Tensor]]:
+    """Compile a stretch of steps into one call: on small models the calls would cost more than the steps.
+
+    Parameters
+    ----------
+    velocities : list of Variable
+        One for each of the model's trainable variables; the steps change both.
+    batch_size : int
+        Expected; see `train` for the others.
+    keep : bool
+        Return each step's mean.
 
     Returns
     -------
-    sum_gradients : callable
-        ``sum_gradients(x, y)``: the sum of a batch's gradients, clipped where `clip_norm` is given, as one flat tensor.
-    step : callable
-        ``step(x, y, rest, velocity)``: adds `rest` (noise, and the sums of earlier parts of the batch) to the sum of gradients, divides by
-        the expected `batch_size`, takes one step with momentum, which changes the variable `velocity` and the model, and returns the mean.
+    descend : callable
+        ``descend(chosen, ends, noise)``, the fields of `Draws`. Each step sums the gradients of its records, clipped where `clip_norm` is
+        given, adds its noise, divides by `batch_size` and descends with momentum. It returns the means, shape (steps, weights) or
+        (0, weights), and the place of the step whose mean is not finite, after which it stopped, or -1.
     """
+    x, y = tf.convert_to_tensor(x), tf.convert_to_tensor(y)
     variables = model.trainable_variables
+    sizes = [int(np.prod(variable.shape)) for variable in variables]
+    loop, move = partial(tf.while_loop, parallel_iterations=1), tf.raw_ops.ResourceApplyKerasMomentum
 
     def add_up(x, y):
-        if clip_norm is None:
-            with tf.GradientTape() as tape:
-                total = tf.reduce_sum(loss(y, model(x, training=True)))
-            gradients = [tf.convert_to_tensor(g) for g in tape.gradient(total, variables)]
-        else:
-            gradients = clipped_gradient_sum(model, x, y, loss, clip_norm).gradients
-        return tf.concat([tf.reshape(gradient, [-1]) for gradient in gradients], axis=0)
+        if clip_norm is not None:
+            return clipped_gradient_sum(model, x, y, loss, clip_norm).gradients
+        with tf.GradientTape() as tape:
+            total = tf.reduce_sum(loss(y, model(x, training=True)))
+        return [tf.convert_to_tensor(gradient) for gradient in tape.gradient(total, variables)]
 
-    def descend(total, velocity):
-        # Dividing by the batch that was drawn would make the noise depend on the data.
-        mean = total / batch_size
-        velocity.assign(momentum * velocity - learning_rate * mean)
-        parts = tf.split(velocity, [int(np.prod(variable.shape)) for variable in variables])
-        for variable, part in zip(variables, parts, strict=True):
-            variable.assign_add(tf.reshape(part, variable.shape))
-        return mean
+    def descend(chosen, ends, noise):
+        def step(number, bad, means):
+            def add_part(start, totals):
+                part = chosen[start : tf.minimum(start + max_batch, end)]
+                sums = add_up(tf.gather(x, part), tf.gather(y, part))
+                return start + max_batch, [total + one for total, one in zip(totals, sums, strict=True)]
 
-    compiled = dict(reduce_retracing=True, autograph=False)
-    some = tf.function(lambda x, y, rest, velocity: descend(add_up(x, y) + rest, velocity), **compiled)
-    nobody = tf.function(descend, **compiled)
+            noises = tf.split(tf.zeros(sum(sizes)) + noise[number], sizes)
+            totals = [
+                tf.reshape(one, variable.shape) for one, variable in zip(noises, variables, strict=True)
+            ]
+            # Larger batches are summed in parts. A batch of nobody has none, and not all of TensorFlow's kernels take one.
+            end = ends[number + 1]
+            _, totals = loop(lambda start, _: start < end, add_part, (ends[number], totals))
+            for variable, velocity, total in zip(variables, velocities, totals, strict=True):
+                # Dividing by the batch that was drawn would make the noise depend on the data.
+                handles = dict(var=variable.handle, accum=velocity.handle)
+                move(**handles, lr=learning_rate / batch_size, grad=total, momentum=momentum)
+            flaw = tf.add_n([tf.reduce_sum(total) for total in totals])
+            bad = tf.where(tf.math.is_finite(flaw), bad, number)
+            return number + 1, bad, means.write(number, _flatten(totals) / batch_size) if keep else means
 
-    def step(x, y, rest, velocity):
-        # Poisson sampling may draw nobody, and not all of TensorFlow's kernels take a batch of none.
-        return some(x, y, rest, velocity) if len(x) else nobody(rest, velocity)
+        steps = tf.shape(noise)[0]
+        means = tf.TensorArray(tf.float32, steps if keep else 0, element_shape=[sum(sizes)])
+        start = tf.constant(0), tf.constant(-1), means
+        _, bad, means = loop(lambda number, bad, _: (number < steps) & (bad < 0), step, start)
+        return means.stack(), bad
 
-    return tf.function(add_up, **compiled), step
+    vectors, matrix = [tf.TensorSpec([None], tf.int64)] * 2, tf.TensorSpec([None, None], tf.float32)
+    return tf.function(descend, input_signature=[*vectors, matrix], autograph=False)
+
+
+def _flatten(tensors: Sequence[tf.Tensor]) -> tf.Tensor:
+    return tf.concat([tf.reshape(tensor, [-1]) for tensor in tensors], axis=0)
+
+
+def cut(first: int, batches: PoissonBatches, size: int, every: int) -> Iterator[range]:
+    """Cut the steps that are left into stretches: each ends where a checkpoint is due, and is short work with little noise to hold."""
+    length = max(1, min(STRETCH_RECORDS // batches.batch_size, STRETCH_NOISE // size))
+    while first < batches.steps:
+        last = min(first + length, (first // every + 1) * every, batches.steps)
+        yield range(first, last)
+        first = last
 
 
 class _State:
@@ -197,7 +274,7 @@ class _State:
 
     def __init__(self, model: tf.keras.Model, path: Path | str | None, every: int) -> None:
         self.model, self.path, self.every, self.step = model, path and Path(path), every, 0
-        self.velocity = tf.Variable(tf.zeros(sum(int(np.prod(v.shape)) for v in model.trainable_variables)))
+        self.velocities = [tf.Variable(tf.zeros(variable.shape)) for variable in model.trainable_variables]
 
     def resume(self, fingerprint: str) -> None:
         self.fingerprint = fingerprint
@@ -210,18 +287,18 @@ class _State:
                     "file, or delete it"
                 )
             self.step = int(saved["step"])
-            self.velocity.assign(saved["velocity"])
+            for i, velocity in enumerate(self.velocities):
+                velocity.assign(saved[f"velocity_{i}"])
             self.model.set_weights([saved[f"weight_{i}"] for i in range(len(self.model.weights))])
 
-    def advance(self, last: bool) -> None:
-        self.step += 1
+    def advance(self, steps: int, last: bool) -> None:
+        self.step += steps
         if self.path is None or not (last or self.step % self.every == 0):
             return
-        weights = {f"weight_{i}": weight for i, weight in enumerate(self.model.get_weights())}
+        arrays = {f"weight_{i}": weight for i, weight in enumerate(self.model.get_weights())}
+        arrays |= {f"velocity_{i}": velocity.numpy() for i, velocity in enumerate(self.velocities)}
         file = io.BytesIO()
-        np.savez(
-            file, step=self.step, velocity=self.velocity.numpy(), fingerprint=self.fingerprint, **weights
-        )
+        np.savez(file, step=self.step, fingerprint=self.fingerprint, **arrays)
         write_whole(self.path, file.getvalue())
 
 
