@@ -57,7 +57,7 @@ def train(
     network : keras.Model or list of layers
         Ends in one logit a class, unless `loss` says otherwise.
     x : ndarray, shape (records, ...)
-        Inputs.
+        Inputs, of which TensorFlow holds a copy.
     y : ndarray of int, shape (records,)
         Labels from 0 to the number of classes less one.
     batches : PoissonBatches
@@ -212,10 +212,17 @@ def make_descent(
         given, adds its noise, divides by `batch_size` and descends with momentum. It returns the means, shape (steps, weights) or
         (0, weights), and the place of the step whose mean is not finite, after which it stopped, or -1.
     """
-    x, y = tf.convert_to_tensor(x), tf.convert_to_tensor(y)
+    kinds = [tf.convert_to_tensor(part[:1]).dtype for part in (x, y)]
     variables = model.trainable_variables
     sizes = [int(np.prod(variable.shape)) for variable in variables]
     loop, move = partial(tf.while_loop, parallel_iterations=1), tf.raw_ops.ResourceApplyKerasMomentum
+
+    def fetch(part):
+        # The data stays where it is: TensorFlow would take a copy of all of it.
+        found = tf.numpy_function(lambda rows: (x[rows], y[rows]), [part], kinds, stateful=False)
+        for one, whole in zip(found, (x, y), strict=True):
+            one.set_shape([None, *whole.shape[1:]])
+        return found
 
     def add_up(x, y):
         if clip_norm is not None:
@@ -228,7 +235,7 @@ def make_descent(
         def step(number, bad, means):
             def add_part(start, totals):
                 part = chosen[start : tf.minimum(start + max_batch, end)]
-                sums = add_up(tf.gather(x, part), tf.gather(y, part))
+                sums = add_up(*fetch(part))
                 return start + max_batch, [total + one for total, one in zip(totals, sums, strict=True)]
 
             noises = tf.split(tf.zeros(sum(sizes)) + noise[number], sizes)
