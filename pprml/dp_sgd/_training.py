@@ -57,7 +57,7 @@ def train(
     network : keras.Model or list of layers
         Ends in one logit a class, unless `loss` says otherwise.
     x : ndarray, shape (records, ...)
-        Inputs, of which TensorFlow holds a copy.
+        Inputs.
     y : ndarray of int, shape (records,)
         Labels from 0 to the number of classes less one.
     batches : PoissonBatches
@@ -73,8 +73,8 @@ def train(
     loss : callable
         ``loss(y, output)``, one number a record.
     max_batch : int
-        Larger batches are summed in parts of so many records, which bounds the memory, is faster where a part fits the processor's cache,
-        and changes no result beyond rounding.
+        Larger batches are summed in parts of so many records, which bounds the memory, saves time on wide or many records, and changes
+        no result beyond rounding.
     checkpoint : path, optional
         File to which the state is written every `every` steps and at the end, whole or not at all. Where it holds a state of this
         very run, training goes on from there. It holds weights and velocities: keep it as secret as the model before its release.
