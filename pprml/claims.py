@@ -289,16 +289,16 @@ def check(claim_id: str, value: float | Iterable[float]) -> None:
             f"{claim_id}: measured {value:.6g}, outside its window {low:.6g} to {high:.6g} ({claim.show_window()})"
         )
     _record(claim, seeds or value)
-    if claim.varies:
-        print(f"{claim_id}: {claim.show_window()} holds")
-        return
-    spread = (
-        f" ± {claim.show(statistics.stdev(seeds))} over {len(seeds)} seeds"
-        if seeds and len(seeds) > 1
-        else ""
-    )
     stated = f", stated {claim.states}" if claim.states else ""
-    print(f"{claim_id}: measured {claim.show(value)}{spread}{stated}, window {claim.show_window()}")
+    if claim.varies:
+        print(f"{claim_id}: holds{stated}, window {claim.show_window()}")
+        return
+    # An order has no number of its own: it is shown as the number that it is compared with.
+    ordering = isinstance(claim.window, dict) and not claim.states
+    show = find(next(iter(claim.window.values()))).show if ordering else claim.show
+    several = seeds is not None and len(seeds) > 1
+    spread = f" ± {show(statistics.stdev(seeds))} over {len(seeds)} seeds" if several else ""
+    print(f"{claim_id}: measured {show(value)}{spread}{stated}, window {claim.show_window()}")
 
 
 def _record(claim: Claim, value: float | list[float]) -> None:

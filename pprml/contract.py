@@ -103,8 +103,8 @@ def check_notebook(path: Path, ledger: dict[str, Claim]) -> list[Fault]:
     Returns
     -------
     list of Fault
-        A missing or misplaced section; a cell that was not run in order from a fresh kernel, ended in an error, wrote to stderr
-        or is longer than `MAX_CELL_LINES`; a shell escape, an install or a URL in code; and every fault of the prose.
+        A missing or misplaced section; a cell that was not run in order from a fresh kernel, ended in an error, wrote to stderr,
+        saves a figure that it does not show, or is longer than `MAX_CELL_LINES`; a shell escape, an install or a URL in code; and every fault of the prose.
     """
     book = nbformat.read(path, as_version=4)
     faults = _check_sections(book, path.name)
@@ -156,6 +156,10 @@ def _check_code(cell: nbformat.NotebookNode, where: str, count: int) -> list[Fau
         problems.append("carries the clock times of another tool: run `make reproduce`")
     if cell.execution_count != count:
         problems.append("was not run once, in order, from a fresh kernel: run `make reproduce`")
+    if "figures.save(" in cell.source and '"image/' not in json.dumps(cell.outputs):
+        problems.append(
+            "saves a figure and does not show it: end the cell with `figures.save(...)`, without a semicolon"
+        )
     for output in cell.outputs:
         if output.output_type == "error":
             problems.append(f"ended in {output.ename}")

@@ -97,6 +97,7 @@ def test_a_guarantee_says_what_it_depends_on():
         "clipped",
     ):
         assert part in text
+    assert max(map(len, text.splitlines())) < 100
 
 
 def test_steps_survive_the_round_trip_through_epochs():

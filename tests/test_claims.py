@@ -106,6 +106,16 @@ def test_check_passes_records_and_prints(scratch, capsys):
     assert claims.load_measured() == {"share": 0.64171}
 
 
+def test_an_ordering_is_shown_as_the_number_that_it_is_compared_with(scratch, capsys):
+    order = (
+        GOOD.replace("share:", "more:").replace('"64.2 %"', "null").replace("exact", "{greater_than: share}")
+    )
+    scratch(GOOD + order)
+    claims.check("share", 0.64171)
+    claims.check("more", [0.70, 0.72])
+    assert "more: measured 71.0 % ± 1.4 % over 2 seeds, window greater than share" in capsys.readouterr().out
+
+
 def test_check_raises_outside_the_window_and_records_nothing(scratch):
     scratch(GOOD)
     with pytest.raises(ClaimError, match="outside its window"):

@@ -148,6 +148,7 @@ def _code(source):
         (_code("import pip; pip.main(['install', 'x'])"), "an install"),
         (_code("url = 'https://example.org/x.csv'"), "a URL"),
         (_code("\n".join(["x = 1"] * 16)), "16 lines"),
+        (_code("figures.save(fig, 'x', data=data, alt=alt);"), "does not show it"),
     ],
 )
 def test_planted_fault_in_a_notebook_is_caught(tmp_path, plant, fault):

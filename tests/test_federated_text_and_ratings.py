@@ -121,6 +121,7 @@ def test_release_hides_a_word_of_one_phone():
     assert all("secret" not in words and "common" in words for words, _ in told)
     guarantee = told[0][1]
     assert guarantee.epsilon == 1.0 and 0 < guarantee.delta <= 1e-8 and guarantee.unit == "user"
+    assert "no second accountant" in str(guarantee) and "1 step," in str(guarantee)
     # Laplace noise of scale 8: standard deviation 11.3, measured on 200 draws to 15 %; four of its errors leave 8 to 15.
     assert 7 < np.std([words["common"] for words, _ in told]) < 17
     # Broken twin: a threshold of 5 for the same noise tells the secret in a third of the releases.

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 from numbers import Real
+from textwrap import fill
 
 import dp_accounting
 from dp_accounting import pld, rdp
@@ -12,6 +13,8 @@ from dp_accounting import pld, rdp
 ACCOUNTANT_GAP = (0.6, 0.1)
 
 
+#: Characters that a line of a guarantee has room for in a printed notebook.
+_WIDTH = 95
 #: Below this epsilon PLD is computed on a finer grid.
 _SMALL = 0.2
 
@@ -59,13 +62,15 @@ class PrivacyGuarantee:
         other = (
             f"{self.other_accountant} gives {self.other_epsilon:.3g}"
             if self.other_accountant
-            else "no second accountant covers this sampling"
+            else "no second accountant covers this"
         )
-        return (
+        steps = "1 step" if self.steps == 1 else f"{self.steps} steps"
+        first = (
             f"epsilon = {self.epsilon:.3g} at delta = {self.delta:g}, per {self.unit}, {self.adjacency} adjacency, "
-            f"{self.sampling} sampling, {self.steps} steps, {self.accountant} accountant ({other})\n  assumes: "
-            + "; ".join(self.assumptions)
+            f"{self.sampling} sampling, {steps}, {self.accountant} accountant ({other}); assumes:"
         )
+        points = [fill(f"* {point}", _WIDTH, subsequent_indent="  ") for point in self.assumptions]
+        return "\n".join([fill(first, _WIDTH), *points])
 
 
 def demand_number(name: str, value: Real, low: float, high: float = math.inf, fix: str = "") -> None:

@@ -1,5 +1,6 @@
 """Federated analytics: the words that many phones type, found without and with a guarantee."""
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -108,4 +109,6 @@ def release_words(
     )
     if not abs(spent[0] - alike.epsilon) < 1e-6 * alike.epsilon + 1e-9:
         raise RuntimeError(f"OpenDP says epsilon {spent[0]}, pprml.accounting {alike.epsilon}")
-    return dict(release(counts)), replace(alike, delta=spent[1], assumptions=assumptions)
+    # RDP speaks of the noise alone, without the threshold that the delta pays for.
+    alone = dict(other_accountant="", other_epsilon=math.nan)
+    return dict(release(counts)), replace(alike, delta=spent[1], assumptions=assumptions, **alone)
