@@ -294,7 +294,7 @@ def check(claim_id: str, value: float | Iterable[float]) -> None:
         print(f"{claim_id}: holds{stated}, window {claim.show_window()}")
         return
     # An order has no number of its own: it is shown as the number that it is compared with.
-    ordering = isinstance(claim.window, dict) and not claim.states
+    ordering = isinstance(claim.window, dict) and not (claim.runs or claim.states)
     show = find(next(iter(claim.window.values()))).show if ordering else claim.show
     several = seeds is not None and len(seeds) > 1
     spread = f" ± {show(statistics.stdev(seeds))} over {len(seeds)} seeds" if several else ""

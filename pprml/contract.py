@@ -104,7 +104,8 @@ def check_notebook(path: Path, ledger: dict[str, Claim]) -> list[Fault]:
     -------
     list of Fault
         A missing or misplaced section; a cell that was not run in order from a fresh kernel, ended in an error, wrote to stderr,
-        saves a figure that it does not show, or is longer than `MAX_CELL_LINES`; a shell escape, an install or a URL in code; and every fault of the prose.
+        saves a figure that it does not show, or is longer than `MAX_CELL_LINES`; a shell escape, an install or a URL in code; and
+        every fault of the prose.
     """
     book = nbformat.read(path, as_version=4)
     faults = _check_sections(book, path.name)
