@@ -131,7 +131,7 @@ def take_stretches(network: str, batch: int, clip_norm: float | None) -> dict[st
     length, step = make_stretch(network, batch, clip_norm)
     step()  # its draws were made while others were measured
     taken, start = 0, time.perf_counter()
-    while taken < max(2 * length, count_steps(batch)):
+    while taken < max(length, count_steps(batch)):
         step()
         taken += length
     return {"seconds": (time.perf_counter() - start) / taken}

@@ -525,6 +525,34 @@ def test_parts_of_a_batch_add_up():
     np.testing.assert_allclose(whole, parts, atol=1e-6)
 
 
+def test_a_part_makes_no_more_numbers_than_it_may(monkeypatch):
+    seen = []
+
+    def sum_part(model, x, *others):
+        noted = tf.numpy_function(lambda part: np.int32(seen.append(len(part)) or 0), [x], tf.int32)
+        with tf.control_dependencies([noted]):
+            return dp_sgd.clipped_gradient_sum(model, x, *others)
+
+    monkeypatch.setattr(_training, "clipped_gradient_sum", sum_part)
+    monkeypatch.setattr(_training, "PART_NUMBERS", 9 * (DIMENSION + 3) + 1)
+    one_step(clip_norm=0.5)
+    assert seen[:-1] == [9] * (sum(seen[:-1]) // 9)
+    assert max(seen) == 9
+    assert sum(seen) > RECORDS / 2  # a batch that everybody is expected to join
+
+
+def test_the_numbers_of_a_record_are_those_of_every_layer_and_unknown_where_the_model_does_not_tell():
+    inner = tf.keras.Sequential([L.Dense(5, input_shape=(4,)), L.ReLU()])
+    entry = L.Input((3,))
+    model = tf.keras.Model(entry, L.Dense(2)(inner(L.Dense(4)(entry))))
+    assert (
+        _gradients.count_numbers(model) == 3 + 4 + (4 + 5 + 5) + 2
+    )  # the inner model has an input of its own
+    assert _gradients.count_numbers(tf.keras.Sequential([L.Embedding(9, 2, input_length=None)])) == 0
+    words = L.Input((None,), dtype=tf.int32)
+    assert _gradients.count_numbers(tf.keras.Model(words, L.Embedding(9, 2)(words))) == 0
+
+
 def test_noise_from_the_operating_system_is_gaussian_of_the_scale_asked_for_and_never_the_same():
     batches = dp_sgd.PoissonBatches(1000, 100, 50, None)
     first, second = (batches.draw_noise(0, 4000, 2.0) for _ in range(2))

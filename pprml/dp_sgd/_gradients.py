@@ -115,13 +115,24 @@ def explain_slow(model: tf.keras.Model) -> str | None:
     return None
 
 
+def count_numbers(model: tf.keras.Model) -> int:
+    """Return how many numbers one record is, as an input and at each layer's output; 0 where the model does not tell."""
+    if not graphs.has_internal_compute_graph(model):
+        return 0
+    outputs = tf.nest.flatten([node.outputs for node in _list_nodes(model)])
+    sizes = [output.shape[1:].num_elements() for output in outputs]
+    return 0 if None in sizes else sum(sizes)
+
+
 def _list_calls(model: tf.keras.Model) -> Iterator[tf.keras.layers.Layer]:
+    return (node.layer for node in _list_nodes(model) if not node.is_input)
+
+
+def _list_nodes(model: tf.keras.Model) -> Iterator:
     for nodes in model._nodes_by_depth.values():
         for node in nodes:
-            if graphs.has_internal_compute_graph(node.layer):
-                yield from _list_calls(node.layer)
-            elif not node.is_input:
-                yield node.layer
+            inner = graphs.has_internal_compute_graph(node.layer)
+            yield from _list_nodes(node.layer) if inner else [node]
 
 
 def _refuse_shared_records(model: tf.keras.Model) -> None:
@@ -258,7 +269,10 @@ def _run_conv2d(layer, inputs: tf.Tensor) -> tuple[tf.Tensor, Finish]:
     before = before + layer.bias if layer.use_bias else before
 
     def finish(gradient):
-        kernels, reorder = multiply_patches(inputs, gradient, layer)
+        # Patches are large: without this TensorFlow gathers every layer's on the way forward and holds them all.
+        with tf.control_dependencies([gradient]):
+            late = tf.identity(inputs)
+        kernels, reorder = multiply_patches(late, gradient, layer)
         return _finish_kernels(layer, kernels, gradient, reorder)
 
     return before, finish

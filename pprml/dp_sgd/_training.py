@@ -16,11 +16,14 @@ from tqdm import tqdm
 
 from pprml._files import write_whole
 from pprml.accounting import PrivacyGuarantee
-from pprml.dp_sgd._gradients import Loss, clipped_gradient_sum, explain_slow, softmax_loss
+from pprml.dp_sgd._gradients import Loss, clipped_gradient_sum, count_numbers, explain_slow, softmax_loss
 from pprml.dp_sgd._sampling import PoissonBatches
 
 #: Where a layer has no one-pass rule the gradients of so many records, and no more, are held at once.
 SLOW_BATCH = 256
+#: A part of a batch is so many numbers, in the inputs and the layers' outputs together: about what a processor's cache holds. Where the
+#: model does not tell how many a record makes, it is so many records.
+PART_NUMBERS, PART = 2**20, 512
 #: Steps are taken together up to so many records, and so many normals of noise.
 STRETCH_RECORDS, STRETCH_NOISE = 2**13, 2**20
 
@@ -44,7 +47,7 @@ def train(
     *,
     delta: float | None = None,
     loss: Loss = softmax_loss,
-    max_batch: int = 512,
+    max_batch: int | None = None,
     checkpoint: Path | str | None = None,
     every: int = 10,
     progress: bool = False,
@@ -72,9 +75,9 @@ def train(
         Of the guarantee that is returned.
     loss : callable
         ``loss(y, output)``, one number a record.
-    max_batch : int
-        Larger batches are summed in parts of so many records, which bounds the memory, saves time on wide or many records, and changes
-        no result beyond rounding.
+    max_batch : int, optional
+        Larger batches are summed in parts of so many records, which bounds the memory and changes no result beyond rounding. By default
+        a part makes about a million numbers, inputs and outputs of layers together: that is also fastest.
     checkpoint : path, optional
         File to which the state is written every `every` steps and at the end, whole or not at all. Where it holds a state of this
         very run, training goes on from there. It holds weights and velocities: keep it as secret as the model before its release.
@@ -117,7 +120,7 @@ def train(
         how = [learning_rate, momentum, clip_norm, noise_multiplier, _describe_loss(loss)]
         state.resume(_fingerprint(model, x, y, batches, how))
     if clip_norm is not None and explain_slow(model):
-        max_batch = min(max_batch, SLOW_BATCH)
+        max_batch = min(max_batch or SLOW_BATCH, SLOW_BATCH)
     descend = make_descent(
         *(model, x, y, state.velocities, batches.batch_size, learning_rate, momentum, clip_norm),
         *(loss, max_batch, observe is not None),
@@ -191,7 +194,7 @@ def make_descent(
     momentum: float,
     clip_norm: float | None,
     loss: Loss = softmax_loss,
-    max_batch: int = 512,
+    max_batch: int | None = None,
     keep: bool = False,
 ) -> Callable[[np.ndarray, np.ndarray, np.ndarray], tuple[tf.Tensor, tf.Tensor]]:
     """Compile a stretch of steps into one call: on small models the calls would cost more than the steps.
@@ -212,6 +215,8 @@ def make_descent(
         given, adds its noise, divides by `batch_size` and descends with momentum. It returns the means, shape (steps, weights) or
         (0, weights), and the place of the step whose mean is not finite, after which it stopped, or -1.
     """
+    numbers = count_numbers(model)
+    max_batch = max_batch or (max(1, PART_NUMBERS // numbers) if numbers else PART)
     kinds = [tf.convert_to_tensor(part[:1]).dtype for part in (x, y)]
     variables = model.trainable_variables
     sizes = [int(np.prod(variable.shape)) for variable in variables]
@@ -348,7 +353,7 @@ def _check_training(
         raise ValueError(f"noise_multiplier must be zero or a positive number, got {noise_multiplier}")
     if noise_multiplier and clip_norm is None:
         raise ValueError("noise without clipping protects nothing: give clip_norm too")
-    if max_batch < 1 or every < 1:
+    if (max_batch is not None and max_batch < 1) or every < 1:
         raise ValueError(f"max_batch and every must be 1 or more, got {max_batch} and {every}")
 
 
