@@ -130,7 +130,8 @@ def save(
 
     Notes
     -----
-    Where the committed numbers agree within the tolerance the files are left as they are, and the committed picture is shown.
+    Where the committed numbers agree within the tolerance, and title and labels are the same, the files are left as they are, and the
+    committed picture is shown.
     """
     if not re.fullmatch(r"[a-z0-9_]+", figure_id):
         raise FigureError(f"figure id {figure_id!r}: use lower-case letters, digits and underscores")
@@ -149,14 +150,15 @@ def save(
     svg = _draw(figure)
     if picture.exists() and numbers.exists():
         old = json.loads(numbers.read_text("utf-8"))
-        # The look may have changed though the numbers did not: then only a picture that varies is kept.
+        # The look may have changed though the numbers did not: a picture that varies is then kept, unless it says something else.
         same = not compare(record, old) and {k: old[k] for k in ("alt", "tolerance")} == {
             "alt": alt,
             "tolerance": limits,
         }
-        if same and (varies or picture.read_text("utf-8") == svg):
-            return Picture(picture.read_text("utf-8"), alt)
-        if same:
+        kept = picture.read_text("utf-8")
+        if same and (kept == svg or varies and _read_words(kept) == _read_words(svg)):
+            return Picture(kept, alt)
+        if same and not varies:
             record = old
     write_whole(picture, svg)
     write_whole(numbers, dump_json(record))
@@ -178,6 +180,11 @@ def _draw(figure: Figure) -> str:
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     # matplotlib writes trailing blanks; a committed file has none.
     return "\n".join(line.rstrip() for line in buffer.getvalue().decode().splitlines()) + "\n"
+
+
+def _read_words(svg: str) -> set[str]:
+    """Return what is written in a picture, but for numbers: matplotlib names each text in a comment."""
+    return {text for text in re.findall("<!-- (.*?) -->", svg, re.DOTALL) if not re.search(r"\d", text)}
 
 
 def compare(new_record: Mapping, old_record: Mapping) -> list[str]:
