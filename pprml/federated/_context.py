@@ -24,7 +24,8 @@ def is_open() -> bool:
 
 def _start_worker(command: Sequence[str], **_: Any) -> SimpleNamespace:
     """Start TFF's worker silently; not as a `Popen`, so that TFF leaves ending it to `federated_context`."""
-    process = start_bound(command)
+    # Clients run side by side: an operation of one that is itself cut over the cores waits for those of another, and they take turns.
+    process = start_bound(command, env={"TF_NUM_INTRAOP_THREADS": "1"} | os.environ)
     return SimpleNamespace(pid=process.pid, wait=process.wait)
 
 
