@@ -15,6 +15,10 @@ from scipy.stats import binom
 from pprml._noise import add_laplace, check_epsilon
 from pprml.accounting import PrivacyGuarantee, laplace_guarantee
 
+#: Where a search among noisy tables ends. In 1,597 of them 77 nodes and two seconds were enough, but a rare draw of the noise lets it
+#: grow until the memory is gone.
+SEARCH = {"node_limit": 2_000, "time_limit": 20.0}
+
 
 class Tables(NamedTuple):
     """What tables a block gets; everybody is in one cell of each of the `number` tables.
@@ -193,7 +197,7 @@ def attack_noisy_tables(
     """Solve noisy tables back into people, no two of a kind: the most probable such block given the noise.
 
     That is the block whose tables lie nearest, by the sum of absolute differences in units of the noise, where common kinds of people
-    are preferred to rare ones. The rest is as in `attack_tables`.
+    are preferred to rare ones; the search ends with the nearest found after `SEARCH`. The rest is as in `attack_tables`.
     """
     unit = np.repeat([scale, scale * tables.reach], tables.counts.shape[0])
     rules = _rules(tables, Release(noisy, noisy), people)
@@ -201,7 +205,8 @@ def attack_noisy_tables(
     parts = identity(len(noisy) + 1, format="csr")[:, :-1]
     rules = LinearConstraint(hstack([rules.A, parts, -parts]).tocsr(), rules.lb, rules.ub)
     # Two of a kind are rare, and allowing them makes the solver many times slower.
-    return _solve(np.r_[_rarity(tables, prior), 1 / unit, 1 / unit], rules, 1, len(prior))
+    cost = np.r_[_rarity(tables, prior), 1 / unit, 1 / unit]
+    return _solve(cost, rules, 1, len(prior), search=SEARCH)
 
 
 def _rules(tables: Tables, release: Release, people: int) -> LinearConstraint:
@@ -209,11 +214,16 @@ def _rules(tables: Tables, release: Release, people: int) -> LinearConstraint:
     return LinearConstraint(cells.tocsr(), np.r_[release.low, people], np.r_[release.high, people])
 
 
-def _solve(cost: np.ndarray, rules: LinearConstraint, most: int, kinds: int) -> np.ndarray:
-    """Solve for the cheapest whole numbers of people, 0 to `most` of each of the first `kinds`; the rest is any number from 0."""
+def _solve(
+    cost: np.ndarray, rules: LinearConstraint, most: int, kinds: int, search: dict | None = None
+) -> np.ndarray:
+    """Solve for the cheapest whole numbers of people, 0 to `most` of each of the first `kinds`; the rest is any number from 0.
+
+    `search` are options of `milp`; where they end it early the cheapest found is returned.
+    """
     whole = np.arange(len(cost)) < kinds
     limits = Bounds(0, np.where(whole, most, np.inf))
-    solved = milp(cost, integrality=whole, constraints=rules, bounds=limits)
+    solved = milp(cost, integrality=whole, constraints=rules, bounds=limits, options=search)
     if solved.x is None:
         raise ValueError(f"no block gives these tables: are they all of one block? ({solved.message})")
     return np.rint(solved.x[:kinds]).astype(int)

@@ -197,6 +197,17 @@ def test_noisy_attack_finds_people_under_little_noise_and_common_kinds_under_muc
     assert (np.flatnonzero(blind) == np.arange(len(KINDS) - people, len(KINDS))).all()
 
 
+def test_a_noisy_search_that_is_ended_early_gives_what_it_has_found(monkeypatch):
+    block = np.minimum(draw_block(5), 1)
+    noisy, scale, _ = rec.release_tables(TABLES, block, epsilon=10)
+    monkeypatch.setattr(rec, "SEARCH", {"node_limit": 1})
+    found = rec.attack_noisy_tables(TABLES, noisy, scale, PRIOR, block.sum())
+    assert found.sum() == block.sum() and set(found) <= {0, 1}
+    monkeypatch.setattr(rec, "SEARCH", {"time_limit": 0.0})
+    with pytest.raises(ValueError, match="(?i)time limit"):  # the limits reach the solver
+        rec.attack_noisy_tables(TABLES, noisy, scale, PRIOR, block.sum())
+
+
 SECRET, QUERIES = draw_queries(12)
 
 
