@@ -1,5 +1,6 @@
 """What a notebook and its prose must be: the checks that every text a reader sees has to pass."""
 
+import ast
 import json
 import re
 from dataclasses import dataclass
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import nbformat
 
+from pprml import ROOT
 from pprml._files import name_nearest
 from pprml.claims import NUMBER, Claim, parse_number
 
@@ -22,7 +24,12 @@ SECTIONS = (
     "The article's sentences",
     "References",
 )
-MAX_CELL_LINES = 15
+#: A cell that a reader sees, and one that is folded.
+MAX_CELL_LINES, MAX_FOLDED_LINES = 15, 40
+#: check: holds measurements against the ledger. hide-input: only draws. varies: shows a clock, fresh entropy or what a processor's
+#: rounding decides. shows:NAME: is the definition of NAME in the package.
+TAGS = ("check", "hide-input", "varies")
+FOLDED = ("check", "hide-input")
 
 
 @dataclass(frozen=True)
@@ -63,9 +70,14 @@ def check_prose(text: str, where: str, ledger: dict[str, Claim]) -> list[Fault]:
         "accuracy" that carries no id.
     """
     faults = []
+    timed = [name for name in _MARK.findall(text) if name in ledger and ledger[name].kind == "time"]
+    if timed and "machine of the record" not in text:
+        faults.append(Fault(where, f"states the time {timed[0]} and does not say that it is one of the machine of the record"))
     for number, unit, claim_id in _BOUND.findall(text):
         if claim_id not in ledger:
             faults.append(Fault(where, name_nearest("claim", claim_id, ledger)))
+        elif "?" in (ledger[claim_id].states or ""):
+            faults.append(Fault(where, f"{claim_id} is not measured yet: run `pprml reproduce` and `pprml accept`"))
         elif ledger[claim_id].states is None:
             faults.append(Fault(where, f"{number} is bound to {claim_id}, which states no number"))
         else:
@@ -143,10 +155,12 @@ def _check_sections(book: nbformat.NotebookNode, name: str) -> list[Fault]:
 
 
 def _check_code(cell: nbformat.NotebookNode, where: str, count: int) -> list[Fault]:
-    problems = []
     lines = cell.source.splitlines()
-    if len(lines) > MAX_CELL_LINES:
-        problems.append(f"{len(lines)} lines of code; split it, {MAX_CELL_LINES} is the most")
+    tags = cell.metadata.get("tags", [])
+    problems = _check_tags(cell, tags)
+    most = MAX_FOLDED_LINES if set(tags) & set(FOLDED) else MAX_CELL_LINES
+    if len(lines) > most:
+        problems.append(f"{len(lines)} lines of code; split it, {most} is the most")
     if any(re.match(r"\s*[!%]", line) for line in lines):
         problems.append("a shell escape or magic; write Python")
     if re.search(r"\bpip3?\b.*\binstall\b|\bconda\b.*\binstall\b", cell.source):
@@ -169,3 +183,60 @@ def _check_code(cell: nbformat.NotebookNode, where: str, count: int) -> list[Fau
         if re.search(r" at 0x[0-9a-f]{6,}|\"text/plain\": \"\[?Text\(", json.dumps(output)):
             problems.append("shows an object, not a result: end the line with a semicolon")
     return [Fault(where, problem) for problem in problems]
+
+
+def _check_tags(cell: nbformat.NotebookNode, tags: list[str]) -> list[str]:
+    problems = [
+        f"unknown tag {tag!r}; known: {', '.join(TAGS)}, shows:NAME"
+        for tag in tags
+        if tag not in TAGS and not tag.startswith("shows:")
+    ]
+    folded = bool(set(tags) & set(FOLDED))
+    if folded != cell.metadata.get("jupyter", {}).get("source_hidden", False):
+        problems.append("a cell is folded (jupyter: source_hidden) where it is tagged check or hide-input, and only there")
+    if "figures.save(" in cell.source and "hide-input" not in tags:
+        problems.append("draws a figure: tag it hide-input, and compute in a cell of its own")
+    if "claims.took(" in cell.source and "varies" not in tags:
+        problems.append("shows a time: tag it varies")
+    if "check" in tags:
+        if cell.outputs:
+            problems.append("a check cell shows nothing; what a reader is to see stands in a cell of its own")
+        if not all(map(_is_check, ast.parse(cell.source).body)):
+            problems.append("a check cell holds claims.check(...) and loops of it, and nothing else")
+    elif "claims.check(" in cell.source:
+        problems.append("claims.check stands in a cell of its own, tagged check")
+    for tag in tags:
+        if tag.startswith("shows:"):
+            problems += _check_shown(cell.source, tag.removeprefix("shows:"))
+    return problems
+
+
+def _is_check(node: ast.stmt) -> bool:
+    if isinstance(node, ast.For):
+        return all(map(_is_check, node.body)) and not node.orelse
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Call) and ast.unparse(node.value.func) == "claims.check"
+
+
+def _check_shown(source: str, name: str) -> list[str]:
+    """Compare a cell with the definition in the package whose name it carries: docstrings, comments and types may differ."""
+    module, _, function = name.rpartition(".")
+    path = ROOT.joinpath(*module.split(".")).with_suffix(".py")
+    if not path.exists():
+        return [f"shows:{name}, but there is no module {module}"]
+    package, cell = _find_function(path.read_text("utf-8"), function), _find_function(source, function)
+    if package is None or cell is None:
+        return [f"shows:{name}, but {'the cell' if cell is None else module} does not define {function}"]
+    return [f"is not {name} as the package defines it: change one of them"] * (package != cell)
+
+
+def _find_function(source: str, name: str) -> str | None:
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.FunctionDef) and node.name == name:
+            node.body = node.body[1:] if ast.get_docstring(node) is not None else node.body
+            for part in ast.walk(node):
+                if isinstance(part, ast.arg):
+                    part.annotation = None
+                if isinstance(part, ast.FunctionDef):
+                    part.returns = None
+            return ast.dump(node)
+    return None
