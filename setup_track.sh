@@ -1,30 +1,41 @@
 #!/bin/sh
 # Set up one track: find or fetch uv, find its Python, sync its environment from the lock, register its kernel.
-# Usage: sh setup_track.sh core|pytorch|mpc
-# Exit codes: 0 ready; 3 this machine cannot have the track's Python (the reason is printed); other: the set-up failed.
+# Usage: sh setup_track.sh core|pytorch|mpc|spark
+# Exit codes: 0 ready; 3 this machine cannot have the track (the reason is printed and kept for `pprml`); other: the set-up failed.
 set -eu
 cd "$(dirname "$0")"
 track=$1
 case $track in
 core) python=3.11 home=.venv groups= ;;
+# What one file of tests needs beside the core track: 400 MB that no chapter uses.
+spark) track=core python=3.11 home=.venv groups="--group spark" ;;
 pytorch) python=3.11 home=.venv-pytorch groups="--no-group lab --no-group lint" ;;
 mpc) python=3.10 home=.venv-mpc groups="--no-group lab --no-group lint" ;;
-*) echo "unknown track '$track'; known: core, pytorch, mpc" >&2; exit 2 ;;
+*) echo "unknown track '$track'; known: core, pytorch, mpc, spark" >&2; exit 2 ;;
 esac
+# Spark, once there, stays.
+if [ $track = core ] && [ -d .venv/lib/python3.11/site-packages/pyspark ]; then groups="--group spark"; fi
 
-# uv: the user's, or one of our own in a private environment made by the system's python3.
+# The other tracks' reasons stand where `pprml` finds them.
+cannot() {
+    echo "the $track track: $1" >&2
+    [ $track = core ] || ! [ -d .venv ] || echo "$1" >".venv/no-$track.txt"
+    exit "$2"
+}
+
+# uv: the user's if it is 0.9 or newer, or one of our own in a private environment made by the system's python3.
+is_new() { "$1" --version 2>/dev/null | awk '{ split($2, v, "."); exit !(v[1] + 0 > 0 || v[2] + 0 >= 9) }'; }
 uv=$(command -v uv || true)
-if [ -z "$uv" ] || ! "$uv" lock --help >/dev/null 2>&1; then
+if [ -z "$uv" ] || ! is_new "$uv"; then
+    [ -z "$uv" ] || echo "$("$uv" --version 2>/dev/null || echo "the uv on PATH") is older than 0.9: using one of our own" >&2
     uv=.uv/bin/uv
     if [ ! -x $uv ]; then
         echo "setting up uv in .uv" >&2
         if ! { python3 -m venv .uv && .uv/bin/python -m pip install --quiet "uv>=0.9,<1"; } >&2; then
             rm -rf .uv
             # Debian's python3 comes without venv: pip alone can do it too.
-            python3 -m pip install --quiet --target .uv/lib "uv>=0.9,<1" >&2 || {
-                echo "uv is missing and could not be installed; install uv, or python3 with venv or pip" >&2
-                exit 1
-            }
+            python3 -m pip install --quiet --target .uv/lib "uv>=0.9,<1" >&2 ||
+                cannot "uv is missing and could not be installed; install uv, or python3 with venv or pip" 1
             mkdir -p .uv/bin && ln -sf ../lib/bin/uv .uv/bin/uv
         fi
     fi
@@ -33,7 +44,7 @@ fi
 # The track's Python: one that uv knows, one that pyenv built, or one that uv can download.
 interpreter=$("$uv" python find --no-project "$python" 2>/dev/null || true)
 if [ -z "$interpreter" ]; then
-    for candidate in "${PYENV_ROOT:-$HOME/.pyenv}"/versions/"$python".*/bin/python; do
+    for candidate in "${PYENV_ROOT:-${HOME:-}/.pyenv}"/versions/"$python".*/bin/python; do
         [ -x "$candidate" ] && interpreter=$candidate
     done
 fi
@@ -41,20 +52,27 @@ if [ -z "$interpreter" ]; then
     "$uv" python install --quiet "$python" >/dev/null 2>&1 || true
     interpreter=$("$uv" python find --no-project "$python" 2>/dev/null || true)
 fi
-if [ -z "$interpreter" ]; then
-    echo "the $track track needs Python $python, which this machine has not and uv could not download" >&2
-    exit 3
-fi
+[ -n "$interpreter" ] || cannot "it needs Python $python, which this machine has not and uv could not download" 3
 
 before=$(cksum "$home/.synced" 2>/dev/null || true)
+said=$(mktemp)
+trap 'rm -f "$said"' EXIT
 # shellcheck disable=SC2086
-UV_PROJECT_ENVIRONMENT=$home "$uv" sync --quiet --locked --extra "$track" --python "$interpreter" $groups
+if ! UV_PROJECT_ENVIRONMENT=$home "$uv" sync --quiet --locked --extra "$track" --python "$interpreter" $groups 2>"$said"; then
+    cat "$said" >&2
+    if grep -q "wheel for the current platform" "$said"; then
+        package=$(sed -n 's/.*Distribution `\([^ @`]*\).*/\1/p' "$said" | head -n 1)
+        cannot "${package:-a package} has no wheel for this machine ($(uname -sm))" 3
+    fi
+    cannot "its packages could not be installed: $(grep -m 1 . "$said")" 1
+fi
 # Compiled once per lock: TensorFlow's first import is slow without it.
 cksum uv.lock >"$home/.synced.new"
 if [ "$before" != "$(cksum "$home/.synced.new" | sed 's/\.new$//')" ]; then
     "$home/bin/python" -m compileall -q -j 0 "$home"/lib/python*/site-packages >/dev/null 2>&1 || true
 fi
 mv "$home/.synced.new" "$home/.synced"
+rm -f ".venv/no-$track.txt"
 
 # All kernels are registered beside the core track's Jupyter. Their settings keep TensorFlow's start-up chatter out of
 # the outputs, telemetry off, and the arithmetic the same from run to run.

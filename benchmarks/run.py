@@ -6,6 +6,7 @@ down slows both; only their ratio is to be trusted from one machine to the next.
 
 import argparse
 import importlib
+import json
 import os
 import platform
 import statistics
@@ -21,6 +22,7 @@ import psutil
 from tqdm import tqdm
 
 from pprml._files import dump_json, name_nearest, write_whole
+from pprml.course.keys import digest
 
 FOLDER = Path(__file__).parent
 RESULTS = FOLDER / "results"
@@ -164,8 +166,16 @@ def run(name: str, cases: Iterable[Case]) -> list[dict]:
         write_whole(RESULTS / f"{name}.partial.json", dump_json(records))
         raise
     print(render(records))
-    write_whole(RESULTS / f"{name}.json", dump_json(records))
+    write_records(RESULTS / f"{name}.json", records)
     return records
+
+
+def write_records(path: Path, records: Sequence[dict]) -> None:
+    """Write a file of records, and its checksum beside it: what no run wrote is refused by a test."""
+    write_whole(path, dump_json(records))
+    signatures = path.parent / "signatures.json"
+    known = json.loads(signatures.read_text("utf-8")) if signatures.exists() else {}
+    write_whole(signatures, dump_json({**known, path.stem: digest(json.loads(path.read_text("utf-8")))}))
 
 
 def list_benchmarks() -> list[str]:

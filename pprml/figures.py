@@ -194,26 +194,3 @@ def compare(new_record: Mapping, old_record: Mapping) -> list[str]:
                         f"series {name!r}: {axis} moved by {worst:.2g} of its value, tolerance {limit:g}"
                     )
     return faults
-
-
-def check_folder(new: Path, reference: Mapping[str, Mapping]) -> list[str]:
-    """Compare every figure of a folder with the committed records.
-
-    Parameters
-    ----------
-    new : Path
-        Folder of ``ID.json`` files.
-    reference : mapping of id to record
-        The committed ones.
-
-    Returns
-    -------
-    list of str
-        What differs: a series, a figure that is missing, or one that nobody committed.
-    """
-    records = {path.stem: json.loads(path.read_text("utf-8")) for path in sorted(new.glob("*.json"))}
-    faults = [f"{name}: committed, but not drawn" for name in sorted(set(reference) - set(records))]
-    faults += [f"{name}: drawn, but not committed" for name in sorted(set(records) - set(reference))]
-    for name in sorted(set(records) & set(reference)):
-        faults += [f"{name}: {fault}" for fault in compare(records[name], reference[name])]
-    return faults

@@ -105,12 +105,19 @@ def attack_likelihood(
 
     Sankararaman et al. 2009, DOI 10.1038/ng.436.
     """
-    copies = _check_genotypes(targets, released, reference).astype(float)
+    targets = _check_genotypes(targets, released, reference)
     if not 0 < floor < 0.5:
         raise ValueError(f"floor must be above 0 and below 0.5, a frequency; got {floor}")
+    return likelihood_ratio(targets, released, reference, floor)
+
+
+def likelihood_ratio(
+    targets: np.ndarray, released: np.ndarray, reference: np.ndarray, floor: float
+) -> np.ndarray:
+    """Do what `attack_likelihood` does, without its checks."""
     pool, others = (np.clip(f, floor, 1 - floor) for f in (released, reference))
     newer, older = np.log(pool / others), np.log((1 - pool) / (1 - others))
-    return copies @ (newer - older) + 2 * older.sum()
+    return targets.astype(float) @ (newer - older) + 2 * older.sum()
 
 
 def attack_noisy_counts(

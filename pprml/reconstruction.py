@@ -74,9 +74,15 @@ def attack_least_squares(
     queries = _check_bits(np.zeros(np.shape(queries)[1], int), queries)[1]
     if not 0 < share < 1 or error_sd < 0:
         raise ValueError("share must be inside 0 to 1 and error_sd 0 or more")
-    lean = max(error_sd**2 / (share * (1 - share)), 1e-6) * np.eye(queries.shape[1])
-    moved = np.linalg.solve(queries.T @ queries + lean, queries.T @ (answers - share * queries.sum(axis=1)))
-    return share + moved > 0.5
+    return solve_bits(queries, answers, share, error_sd)
+
+
+def solve_bits(queries: np.ndarray, answers: np.ndarray, share: float, error_sd: float) -> np.ndarray:
+    """Do what `attack_least_squares` does, without its checks."""
+    # How far to trust the share rather than the answers: the more they err, the further.
+    lean = max(error_sd**2 / (share * (1 - share)), 1e-6)
+    sums = queries.T @ queries + lean * np.eye(queries.shape[1])
+    return share + np.linalg.solve(sums, queries.T @ (answers - share * queries.sum(axis=1))) > 0.5
 
 
 def attack_linear_program(queries: np.ndarray, answers: np.ndarray) -> np.ndarray:

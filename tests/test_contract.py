@@ -5,12 +5,14 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from pprml.claims import Claim
-from pprml.contract import SECTIONS, check_notebook, check_prose
+from pprml.course.contract import SECTIONS, check_notebook, check_prose
 
 LEDGER = {
     "share": Claim("share", "01", "s", "measured", states="64.2 %", window="exact", source="s"),
     "eps": Claim("eps", "01", "s", "measured", states="2.99", window="exact", source="s"),
     "order": Claim("order", "01", "s", "measured", window={"greater_than": "share"}, source="s"),
+    "new": Claim("new", "01", "s", "measured", states="?.? %", source="s"),
+    "slow": Claim("slow", "01", "s", "time", states="30 s", window="below", source="s"),
 }
 
 
@@ -27,6 +29,7 @@ def problems(text):
         "It costs ε = 2.99<!-- claim: eps --> a record.",
         "The first is larger<!-- claim: order -->.",
         "There are 5,000 people and 100 clients; version 0.87.",
+        "On the machine of the record it took under 30 s<!-- claim: slow -->.".replace("On", "on"),
     ],
 )
 def test_bound_numbers_pass(text):
@@ -51,6 +54,8 @@ def test_bound_numbers_pass(text):
         ("| 91.0 % | 64.2 %<!-- claim: share --> |", "carries no claim id"),
         ("It matches<!-- claim: share -->.", "no number stands before it"),
         ("It is 3<!-- claim: order -->.", "states no number"),
+        ("It took under 30 s<!-- claim: slow -->.", "machine of the record"),
+        ("It is 12.5 %<!-- claim: new -->.", "not measured yet"),
     ],
 )
 def test_planted_fault_in_prose_is_caught(text, fault):
@@ -122,11 +127,25 @@ def _other_kernel(book):
     book.metadata.kernelspec.name = "python3"
 
 
-def _code(source):
+def _code(source, *tags):
     def plant(book):
         book.cells[-1].source = source
+        book.cells[-1].metadata = {"tags": list(tags)} if tags else {}
+        if {"check", "hide-input"} & set(tags):
+            book.cells[-1].metadata["jupyter"] = {"source_hidden": True}
 
     return plant
+
+
+def _folded_without_a_tag(book):
+    book.cells[-1].metadata["jupyter"] = {"source_hidden": True}
+
+
+def _tag_without_a_fold(book):
+    book.cells[-1].metadata["tags"] = ["hide-input"]
+
+
+SHOWN = "def split_phones(count, phones):\n    return count // phones"
 
 
 @pytest.mark.parametrize(
@@ -149,6 +168,18 @@ def _code(source):
         (_code("url = 'https://example.org/x.csv'"), "a URL"),
         (_code("\n".join(["x = 1"] * 16)), "16 lines"),
         (_code("figures.save(fig, 'x', data=data, alt=alt);"), "does not show it"),
+        (_code("figures.save(fig, 'x', data=data, alt=alt)"), "tag it hide-input"),
+        (_code("x = 1", "timing"), "unknown tag 'timing'"),
+        (_folded_without_a_tag, "is folded"),
+        (_tag_without_a_fold, "is folded"),
+        (_code("claims.check('share', 1)"), "a cell of its own, tagged check"),
+        (_code("claims.check('share', 1)", "check"), "a check cell shows nothing"),
+        (_code("x = attack()\nclaims.check('share', x)", "check"), "and nothing else"),
+        (_code("claims.took(slow=1)"), "tag it varies"),
+        (_code("\n".join(["x = 1"] * 41), "hide-input"), "41 lines"),
+        (_code(SHOWN, "shows:pprml.nowhere.split_phones"), "there is no module pprml.nowhere"),
+        (_code(SHOWN, "shows:pprml.partition.split_phones"), "does not define split_phones"),
+        (_code("def dump_json(value):\n    return value", "shows:pprml._files.dump_json"), "as the package defines it"),
     ],
 )
 def test_planted_fault_in_a_notebook_is_caught(tmp_path, plant, fault):
@@ -156,3 +187,12 @@ def test_planted_fault_in_a_notebook_is_caught(tmp_path, plant, fault):
     plant(book)
     found = faults_of(book, tmp_path)
     assert any(fault in problem for problem in found), found
+
+
+def test_a_cell_that_shows_a_definition_may_leave_out_docstring_comments_and_types(tmp_path):
+    source = """def dump_json(value):  # as it is written
+    return json.dumps(value, indent=1, ensure_ascii=False, sort_keys=True) + "\\n"
+"""
+    book = good_book()
+    _code(source, "shows:pprml._files.dump_json")(book)
+    assert faults_of(book, tmp_path) == []

@@ -9,7 +9,7 @@ from pprml import figures
 
 @pytest.fixture(autouse=True)
 def scratch(tmp_path, monkeypatch):
-    monkeypatch.setenv("PPRML_OUTPUT", str(tmp_path))
+    monkeypatch.setenv("PPRML_RECORD", str(tmp_path))
 
 
 def draw(values=(1.0, 2.0, 4.0), title="It grows", **options):
@@ -40,19 +40,26 @@ def test_the_same_numbers_give_the_same_bytes(tmp_path):
     assert b"<dc:date>" not in first
 
 
-def test_a_timing_within_tolerance_leaves_the_files_alone(tmp_path):
-    draw(tolerance=3.0, varies=True)
-    before = (tmp_path / "figures" / "example.svg").read_bytes()
-    draw(values=(1.2, 2.1, 4.4), tolerance=3.0, varies=True)
-    assert read(tmp_path)["series"]["ours"]["y"] == [1.0, 2.0, 4.0]
-    assert (tmp_path / "figures" / "example.svg").read_bytes() == before
+def test_by_hand_a_figure_is_shown_and_nothing_is_written(tmp_path, monkeypatch):
+    monkeypatch.delenv("PPRML_RECORD")
+    assert "<svg" in draw()._repr_mimebundle_()["image/svg+xml"]
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_a_timing_that_gets_another_title_is_drawn_again(tmp_path):
-    draw(tolerance=3.0, varies=True)
-    draw(values=(1.2, 2.1, 4.4), title="It grows fast", tolerance=3.0, varies=True)
-    assert "<!-- It grows fast -->" in (tmp_path / "figures" / "example.svg").read_text()
-    assert read(tmp_path)["series"]["ours"]["y"] == [1.2, 2.1, 4.4]
+def test_of_a_figure_that_varies_only_names_and_lengths_are_compared(tmp_path):
+    draw(varies=True)
+    known = read(tmp_path)
+    draw(values=(1.2, 9.1, 4.4), varies=True)
+    assert figures.compare(read(tmp_path), known) == []
+    shorter = read(tmp_path)
+    shorter["series"]["ours"]["y"].pop()
+    assert "another length" in figures.compare(shorter, known)[0]
+
+
+def test_another_alternative_text_is_caught_and_another_number_in_it_is_not():
+    old = record([1.0, 2.0]) | {"alt": "It grows to 2.0."}
+    assert figures.compare(old | {"alt": "It grows to 2.1."}, old) == []
+    assert "alternative text" in figures.compare(old | {"alt": "It falls to 2.0."}, old)[0]
 
 
 def record(y, tolerance=0.01):
@@ -69,14 +76,6 @@ def test_missing_series_other_length_and_changed_label_are_caught():
     assert figures.compare({"series": {}, "tolerance": {}}, record([1.0, 2.0]))
     assert "another length" in figures.compare(record([1.0]), record([1.0, 2.0]))[0]
     assert "differs" in figures.compare(record(["a", "c"]), record(["a", "b"]))[0]
-
-
-def test_a_missing_and_an_uncommitted_figure_are_caught(tmp_path):
-    draw()
-    folder = tmp_path / "figures"
-    assert figures.check_folder(folder, {"example": read(tmp_path)}) == []
-    assert "not committed" in figures.check_folder(folder, {})[0]
-    assert "not drawn" in figures.check_folder(folder, {"example": read(tmp_path), "other": record([1.0])})[0]
 
 
 @pytest.mark.parametrize(

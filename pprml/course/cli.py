@@ -3,10 +3,11 @@
 import argparse
 import contextlib
 import fcntl
+import importlib.util
 import json
 import os
-import signal
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -30,6 +31,8 @@ DONE, MOVED, USAGE, CELL_FAILED, NOT_POSSIBLE, INTERRUPTED = 0, 1, 2, 3, 4, 130
 JOBS = 2
 #: Seeds of a recorded spread.
 SEEDS = tuple(range(8))
+#: Packages of the core track that some machines cannot have.
+NOT_EVERYWHERE = {"tensorflow_federated": "it needs TensorFlow Federated, which has wheels for x86-64 Linux only"}
 
 
 def find_build() -> Path:
@@ -70,6 +73,17 @@ def list_notebooks(names: Sequence[str] = ()) -> list[Path]:
     for name in sorted(wanted - set(known)):
         raise ValueError(name_nearest("notebook", name, known))
     return [path for stem, path in known.items() if stem in wanted]
+
+
+def lacks_wheel(book: nbformat.NotebookNode) -> str | None:
+    """Say which package a chapter needs that this kind of machine cannot have, or None."""
+    sources = [cell.source for cell in book.cells if cell.cell_type == "code"]
+    files = [keys.find_module(name) for name in keys.list_closure(sources)]
+    sources += [file.read_text("utf-8") for file in files]
+    for package, reason in NOT_EVERYWHERE.items():
+        if any(f"import {package}" in source for source in sources) and not importlib.util.find_spec(package):
+            return reason
+    return None
 
 
 def why_not(kernel: str, kernels: dict[str, str]) -> str | None:
@@ -205,7 +219,7 @@ def reproduce(names: Sequence[str] = (), force: bool = False, stale: bool = Fals
         key = keys.find_key(book, chapters[path.stem])
         if stale and book.metadata.get("pprml", {}).get("key") == key:
             continue
-        if reason := why_not(book.metadata.kernelspec.name, kernels):
+        if reason := why_not(book.metadata.kernelspec.name, kernels) or lacks_wheel(book):
             left_out[path.stem] = reason
         elif not force and _read_key(build / "notebooks" / path.name) == key:
             fresh.append(path.stem)

@@ -104,6 +104,11 @@ def _list_modules(root: Path) -> dict[str, Path]:
     return modules
 
 
+def find_module(name: str, root: Path = ROOT) -> Path:
+    """Return the file of one of the course's modules."""
+    return _list_modules(root)[name]
+
+
 @cache
 def _read_module(path: Path) -> str:
     return hashlib.sha256(_normalize(path.read_text("utf-8")).encode()).hexdigest()

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-import scipy.optimize
 import tensorflow as tf
+from scipy.optimize import linear_sum_assignment, minimize
 
 SHAPE = (28, 28, 1)
 ACTIVATIONS = {"sigmoid": tf.sigmoid, "relu": tf.nn.relu}
@@ -170,6 +170,34 @@ def attack_label_counts(gradient: list[np.ndarray], predictions: np.ndarray, rec
     return records * (predictions.mean(axis=0) - gradient[-1])
 
 
+def compare_gradients(
+    network: Network, gradient: list[np.ndarray], pictures: np.ndarray, labels: np.ndarray
+) -> tuple[float, np.ndarray]:
+    """Tell how far the gradient at some pictures is from the one observed, and the slope of that in every pixel.
+
+    Parameters
+    ----------
+    network : Network
+        With the weights that the server sent out.
+    gradient : list of ndarray
+        From `observe_gradient`; arrays of other shapes, or with a NaN, raise ValueError.
+    pictures : ndarray of float64, shape (records, 28, 28, 1)
+    labels : ndarray of int, shape (records,)
+
+    Returns
+    -------
+    gap : float
+        The squared distance, as a share of the observed gradient's squared length.
+    slope : ndarray, of the pictures' shape
+    """
+    _demand_gradient(network, gradient)
+    # Double precision: the last digits of a picture lie in those of its gradient.
+    weights, seen = ([tf.cast(a, tf.float64) for a in arrays] for arrays in (network.weights, gradient))
+    none, mismatch = tf.constant(0, tf.float64), _compile(network.activation).mismatch
+    gap, slope = mismatch(weights, seen, tf.constant(pictures), tf.constant(labels), none, False)
+    return float(gap), slope.numpy()
+
+
 def attack_gradient(
     network: Network, gradient: list[np.ndarray], labels: np.ndarray, seed: int
 ) -> np.ndarray:
@@ -191,24 +219,16 @@ def attack_gradient(
     ndarray, shape (records, 28, 28, 1)
         From 0 to 1.
     """
-    _demand_gradient(network, gradient)
-    labels = tf.constant(labels)
-    # Double precision: the last digits of a picture lie in those of its gradient.
-    weights, seen = ([tf.cast(a, tf.float64) for a in arrays] for arrays in (network.weights, gradient))
-    shape, none = (len(labels), *SHAPE), tf.constant(0, tf.float64)
-    mismatch = _compile(network.activation).mismatch
 
     def evaluate(flat):
-        loss, slope = mismatch(weights, seen, tf.constant(flat.reshape(shape)), labels, none, False)
-        return float(loss), slope.numpy().ravel()
+        gap, slope = compare_gradients(network, gradient, flat.reshape(-1, 28, 28, 1), labels)
+        return gap, slope.ravel()
 
-    start = np.random.default_rng(seed).random(np.prod(shape))
+    start = np.random.default_rng(seed).random(784 * len(labels))
     options = dict(maxiter=300, maxcor=50, ftol=1e-16, gtol=1e-12)
-    bounds = [(0, 1)] * start.size
-    found = scipy.optimize.minimize(
-        evaluate, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options
-    )
-    return found.x.reshape(shape)
+    limits = [(0, 1)] * len(start)
+    found = minimize(evaluate, start, jac=True, method="L-BFGS-B", bounds=limits, options=options)
+    return found.x.reshape(-1, 28, 28, 1)
 
 
 def attack_gradient_cosine(
@@ -253,4 +273,4 @@ def pair_pictures(found: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """Pair found pictures with true ones so that the total squared error is least; returns `found` in the order of `truth`."""
     flat = [np.asarray(pictures).reshape(len(pictures), -1) for pictures in (truth, found)]
     errors = ((flat[0][:, None] - flat[1][None]) ** 2).sum(axis=2)
-    return np.asarray(found)[scipy.optimize.linear_sum_assignment(errors)[1]]
+    return np.asarray(found)[linear_sum_assignment(errors)[1]]
