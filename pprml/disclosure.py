@@ -178,23 +178,28 @@ def split_groups(
     codes = codes / codes.max(axis=0)
     if not allowed(np.arange(len(frame))):
         raise ValueError("even the whole table is not allowed as one group: ask for less")
-    number, waiting, groups = np.zeros(len(frame), int), [np.arange(len(frame))], 0
+    return pd.Series(halve_groups(codes, allowed), index=frame.index)
+
+
+def halve_groups(codes: np.ndarray, allowed: Callable[[np.ndarray], bool]) -> np.ndarray:
+    """Halve the rows of an array at the median of their widest column for as long as both halves are `allowed`.
+
+    Returns the group of each row, counted from 0. `split_groups` numbers the columns of a table for it, each from 0 to 1.
+    """
+    group, waiting = np.full(len(codes), -1), [np.arange(len(codes))]
     while waiting:
         rows = waiting.pop()
-        part = codes[rows]
-        width = np.ptp(part, axis=0)
-        for column in np.argsort(-width, kind="stable"):
-            low = part[:, column] <= np.median(part[:, column])
-            if low.all():
-                low = part[:, column] < np.median(part[:, column])
+        for column in np.argsort(-np.ptp(codes[rows], axis=0), kind="stable"):
+            values = codes[rows, column]
+            middle = np.median(values)
+            low = values <= middle if middle < values.max() else values < middle
             halves = rows[low], rows[~low]
-            if width[column] and all(len(half) and allowed(half) for half in halves):
+            if all(len(half) and allowed(half) for half in halves):
                 waiting += halves
                 break
         else:
-            number[rows] = groups
-            groups += 1
-    return pd.Series(number, index=frame.index)
+            group[rows] = group.max() + 1
+    return group
 
 
 def attack_intersection(groups: Sequence[pd.Series], sensitive: pd.Series) -> pd.DataFrame:

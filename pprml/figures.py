@@ -18,7 +18,7 @@ from pprml._files import dump_json, write_whole
 #: Okabe and Ito's palette: its colours differ for every common form of colour blindness.
 COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
 #: Baselines and anything a reader should see second.
-GREY = "#8A8A8A"
+GREY = "#707070"
 
 STYLE = {
     "axes.axisbelow": True,

@@ -19,6 +19,9 @@ from pprml._files import name_nearest
 #: How many equally likely birth dates, months or years lie within one year of age.
 CELLS_PER_YEAR = {"day": 365.25, "month": 12, "year": 1}
 
+#: The three digits that may follow an area code.
+EXCHANGES = range(200, 1000)
+
 #: What Safe Harbor does with a column.
 SAFE_HARBOR_KINDS = ("remove", "date", "age", "postcode", "keep")
 
@@ -105,7 +108,7 @@ def pseudonymize(number: str, key: bytes) -> str:
 
 
 def attack_hash(
-    tokens: Iterable[str], area_code: str, exchanges: Iterable[int] = range(200, 1000)
+    tokens: Iterable[str], area_code: str, exchanges: Iterable[int] = EXCHANGES
 ) -> dict[str, str]:
     """Hash every number of an area code, keeping in memory only the hashes that are among the tokens.
 
@@ -125,9 +128,8 @@ def attack_hash(
     """
     if not re.fullmatch(r"[0-9]{3}", area_code):
         raise ValueError("area_code must be three digits")
-    wanted = {bytes.fromhex(token) for token in tokens}
+    wanted, found = {bytes.fromhex(token) for token in tokens}, {}
     lines = [b"%04d" % line for line in range(10_000)]
-    found = {}
     for exchange in exchanges:
         stem = f"{area_code}{exchange:03d}".encode()
         for line in lines:

@@ -12,7 +12,6 @@ from threading import Lock
 from typing import TypeVar
 
 import numpy as np
-from scipy.optimize import brentq
 from scipy.special import xlogy
 from scipy.stats import norm
 
@@ -54,17 +53,30 @@ def laplace_scale(epsilon: float, sensitivity: float = 1.0) -> float:
 
 def laplace_noise(epsilon: float, sensitivity: float, shape, rng: np.random.Generator) -> np.ndarray:
     """Draw Laplace noise for one release; parameters as in `laplace_scale`, with the shape and the generator."""
-    return rng.laplace(0, laplace_scale(epsilon, sensitivity), shape)
+    return add_laplace(0.0, laplace_scale(epsilon, sensitivity), rng.random(shape))
+
+
+def add_laplace(value: float, scale: float, uniform: np.ndarray) -> np.ndarray:
+    """Add Laplace noise as textbooks and `numpy.random.Generator.laplace` do: uniform numbers in [0, 1), a logarithm, doubles.
+
+    The doubles are numpy's to the last bit; exactly 0 gives infinity. `is_possible` shows what they give away.
+    """
+    # xlogy(1, u) is log(u) by the C library; the last bit of NumPy's own depends on the processor.
+    return value - scale * np.where(uniform >= 0.5, xlogy(1, 2 - uniform - uniform), -xlogy(1, 2 * uniform))
 
 
 def integer_laplace_noise(
     epsilon: float, shape, rng: np.random.Generator, sensitivity: int = 1
 ) -> np.ndarray:
     """Draw whole-number Laplace noise for counts (the geometric mechanism: Ghosh et al. 2012, DOI 10.1137/09076828X)."""
-    # Each step away from zero is less likely by a factor exp(epsilon / sensitivity).
-    stop = -math.expm1(-1 / laplace_scale(epsilon, sensitivity))
-    # The difference of two waiting times falls off by the same factor on both sides.
-    return rng.geometric(stop, shape) - rng.geometric(stop, shape)
+    return add_whole_laplace(np.zeros(shape, int), 1 / laplace_scale(epsilon, sensitivity), rng)
+
+
+def add_whole_laplace(counts: np.ndarray, epsilon: float, rng: np.random.Generator) -> np.ndarray:
+    """Add whole-number Laplace noise to counts that one record moves by one."""
+    # Each step away is a factor e^epsilon rarer, and the difference of two waiting times falls off so on both sides.
+    up, down = rng.geometric(-math.expm1(-epsilon), (2, *np.shape(counts)))
+    return counts + up - down
 
 
 def gaussian_delta(sigma: float, epsilon: float, sensitivity: float = 1.0) -> float:
@@ -88,9 +100,15 @@ def gaussian_scale(epsilon: float, delta: float, sensitivity: float = 1.0) -> fl
     _demand("epsilon", epsilon, 0, 1e6)
     _demand("delta", delta, 0, 1, "; Gaussian noise has no guarantee with delta 0")
     _demand("sensitivity", sensitivity, fix="; clip the values, so that one record has a bounded effect")
-    return sensitivity * brentq(
-        lambda sigma: gaussian_delta(sigma, epsilon) - delta, 1e-4, 1e4 / min(epsilon, 1), rtol=1e-12
-    )
+    return sensitivity * gaussian_sigma(epsilon, delta)
+
+
+def gaussian_sigma(epsilon: float, delta: float, low: float = 1e-4, high: float = 1e6) -> float:
+    """Search the smallest standard deviation that keeps (epsilon, delta) for sensitivity 1: more noise, less delta."""
+    for _ in range(100):  # halve the interval
+        sigma = (low + high) / 2
+        low, high = (low, sigma) if gaussian_delta(sigma, epsilon) < delta else (sigma, high)
+    return high
 
 
 def gaussian_noise(sigma: float, shape, rng: np.random.Generator) -> np.ndarray:
@@ -186,59 +204,41 @@ class Budget:
         return measure()
 
 
-def naive_suppress(answers: np.ndarray, least: int = 10) -> Question:
+def naive_suppress(ask: Question, least: int = 10) -> Question:
     """Answer exactly, and with NaN where fewer than `least` people say yes."""
-    return lambda group: _count(answers, group) if _count(answers, group) >= least else math.nan
+    return lambda group: ask(group) if ask(group) >= least else math.nan
 
 
-def naive_round(answers: np.ndarray, step: int = 10) -> Question:
+def naive_round(ask: Question, step: int = 10) -> Question:
     """Answer rounded to the nearest multiple of `step`."""
-    return lambda group: step * math.floor(_count(answers, group) / step + 0.5)
+    return lambda group: step * math.floor(ask(group) / step + 0.5)
 
 
-def naive_uniform(answers: np.ndarray, rng: np.random.Generator, most: int = 10) -> Question:
+def naive_uniform(ask: Question, rng: np.random.Generator, most: int = 10) -> Question:
     """Answer with a whole number between `-most` and `most` added, drawn afresh each time."""
-    return lambda group: _count(answers, group) + int(rng.integers(-most, most + 1))
+    return lambda group: ask(group) + rng.integers(-most, most + 1)
 
 
-def naive_fixed_seed(answers: np.ndarray, epsilon: float, seed: int) -> Question:
+def naive_fixed_seed(ask: Question, epsilon: float, seed: int) -> Question:
     """Answer with Laplace noise that starts from the same seed for every question."""
-    return lambda group: (
-        _count(answers, group) + float(laplace_noise(epsilon, 1, (), np.random.default_rng(seed)))
-    )
+    return lambda group: ask(group) + np.random.default_rng(seed).laplace(0, 1 / epsilon)
 
 
-def naive_laplace(value: float, scale: float, uniform: np.ndarray) -> np.ndarray:
-    """Add Laplace noise as textbooks and `numpy.random.Generator.laplace` do: uniform numbers in [0, 1), a logarithm, doubles."""
-    uniform = np.asarray(uniform, float)
-    # Not 2 - 2 * uniform: the two subtractions round, as numpy's do, and the attack needs the very same doubles. Nor np.log, whose last
-    # bit depends on the processor: xlogy takes the C library's logarithm, as numpy's generator does. Exactly 0 gives infinity.
-    return value - scale * np.where(
-        uniform >= 0.5, xlogy(1.0, 2 - uniform - uniform), -xlogy(1.0, 2 * uniform)
-    )
-
-
-def attack_difference(ask: Question, groups: list[np.ndarray], target: int, repeats: int = 1) -> bool:
-    """Ask about each group with and without one person; return whether some answer was larger with that person.
+def attack_difference(ask: Question, group: np.ndarray, target: int) -> bool:
+    """Ask about a group with and without one person; return whether the answer was larger with that person.
 
     Parameters
     ----------
     ask : callable
         Takes a mask of people and answers how many of them say yes.
-    groups : list of ndarray of bool
-        Masks; they are not changed.
+    group : ndarray of bool
+        A mask; it is not changed.
     target : int
         Row of the person.
-    repeats : int
-        How often to ask each question. The largest answer counts: that undoes noise which has a largest value.
     """
-    for group in groups:
-        with_target, without = group.copy(), group.copy()
-        with_target[target], without[target] = True, False
-        most = [max(ask(mask) for _ in range(repeats)) for mask in (with_target, without)]
-        if most[0] - most[1] > 0.5:
-            return True
-    return False
+    with_target, without = group.copy(), group.copy()
+    with_target[target], without[target] = True, False
+    return ask(with_target) - ask(without) > 0.5
 
 
 def attack_threshold(outputs: np.ndarray, without: float, with_record: float) -> np.ndarray:
@@ -249,7 +249,7 @@ def attack_threshold(outputs: np.ndarray, without: float, with_record: float) ->
 def attack_rounding_errors(
     outputs: np.ndarray, without: float, with_record: float, scale: float
 ) -> np.ndarray:
-    """Find answers that `naive_laplace` can give for one of two results only (Mironov 2012, DOI 10.1145/2382196.2382264).
+    """Find answers that `add_laplace` can give for one of two results only (Mironov 2012, DOI 10.1145/2382196.2382264).
 
     Parameters
     ----------
@@ -266,18 +266,19 @@ def attack_rounding_errors(
         1 where only the result with the record is possible, -1 where only the other is, 0 where nothing is proved.
     """
     _demand("scale", scale)
-    possible = [_is_possible(np.asarray(outputs, float), value, scale) for value in (without, with_record)]
+    possible = [is_possible(np.asarray(outputs, float), value, scale) for value in (without, with_record)]
     return possible[1].astype(int) - possible[0].astype(int)
 
 
-def _is_possible(outputs: np.ndarray, value: float, scale: float) -> np.ndarray:
+def is_possible(outputs: np.ndarray, value: float, scale: float) -> np.ndarray:
+    """Tell for each answer whether `add_laplace` can give it at all for this value and scale."""
     # A generator's uniform numbers are multiples of 2^-53. Invert the noise, and try the multiples around that point.
     steps = np.rint(-np.expm1(-np.abs(outputs - value) / scale) * 2.0**52)
-    found = np.zeros(outputs.shape, bool)
+    found = np.zeros(len(outputs), bool)
     for nearby in range(-6, 7):
         for sign in (-1, 1):
             uniform = np.clip(0.5 + sign * np.maximum(steps + nearby, 0) * 2.0**-53, 0, 1 - 2.0**-53)
-            found |= naive_laplace(value, scale, uniform) == outputs
+            found |= add_laplace(value, scale, uniform) == outputs
     return found
 
 
@@ -285,11 +286,6 @@ def bound_attacker(epsilon: float, records: int = 1) -> float:
     """Return the most often that any attacker can be right about a coin toss, whether these records were in the table (delta 0)."""
     # Group privacy: one record at a time, each by a factor e^epsilon at most.
     return 1 / (1 + math.exp(-_demand("epsilon", epsilon) * _demand("records", records)))
-
-
-def _count(answers: np.ndarray, group: np.ndarray) -> int:
-    # Sensitivity is 1: one person changes one count by one.
-    return int(np.count_nonzero(answers & group))
 
 
 def _as_mask(name: str, values: np.ndarray) -> np.ndarray:

@@ -18,6 +18,8 @@ from pprml.accounting import PrivacyGuarantee, laplace_guarantee
 #: Where a search among noisy tables ends. In 1,597 of them 77 nodes and two seconds were enough, but a rare draw of the noise lets it
 #: grow until the memory is gone.
 SEARCH = {"node_limit": 2_000, "time_limit": 20.0}
+#: What `milp` calls a problem that has no solution.
+INFEASIBLE = 2
 
 
 class Tables(NamedTuple):
@@ -230,6 +232,10 @@ def _solve(
     whole = np.arange(len(cost)) < kinds
     limits = Bounds(0, np.where(whole, most, np.inf))
     solved = milp(cost, integrality=whole, constraints=rules, bounds=limits, options=search)
+    if solved.status == INFEASIBLE:
+        # SciPy 1.9's HiGHS calls some problems that have a solution infeasible when it simplifies them first.
+        unsimplified = {**(search or {}), "presolve": False}
+        solved = milp(cost, integrality=whole, constraints=rules, bounds=limits, options=unsimplified)
     if solved.x is None:
         raise ValueError(f"no block gives these tables: are they all of one block? ({solved.message})")
     return np.rint(solved.x[:kinds]).astype(int)

@@ -8,12 +8,14 @@ import hashlib
 import os
 import sys
 import warnings
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import scipy.fft
 from scipy.sparse.linalg import eigsh
 
 from pprml._fetch import keras_cache
@@ -22,13 +24,13 @@ from pprml.dp_sgd import PoissonBatches
 
 #: Octaves of blur and directions of the wavelets: 1 blurred picture, 16 of first and 64 of second order.
 SCALES, DIRECTIONS, CHANNELS = 2, 8, 81
-_PART = 250  # pictures at a time: they stay within the processor's cache
+_PART = 128  # pictures at a time: they stay within the processor's cache
 
 
 def scatter(pictures: np.ndarray, folder: Path | str | None = None) -> np.ndarray:
     """Return the scattering coefficients of pictures, from the cache where it holds them whole.
 
-    70,000 pictures of 28 x 28 take about a minute on two cores the first time, and 556 MB on disk.
+    70,000 pictures of 28 x 28 take about 20 seconds on two cores the first time, and 556 MB on disk.
 
     Parameters
     ----------
@@ -108,14 +110,17 @@ def normalize_groups(
     if local_floor is not None and not 0 < local_floor < np.inf:
         raise ValueError(f"local_floor must be a positive number or None, got {local_floor}")
     features = np.empty((len(coefficients), np.prod(coefficients.shape[1:])), np.float32)
-    for start in range(0, len(coefficients), _PART):
-        part = coefficients[start : start + _PART].astype(np.float32)
+
+    def fill(some: slice) -> None:
+        part = coefficients[some].astype(np.float32)
         if local_floor is not None:
             part /= np.linalg.norm(part[:, 1:], axis=1, keepdims=True) + local_floor
         by_group = part.reshape(len(part), groups, -1)
         by_group -= by_group.mean(axis=2, keepdims=True)
         by_group /= np.sqrt(np.square(by_group).mean(axis=2, keepdims=True) + 1e-5)
-        features[start : start + _PART] = by_group.reshape(len(part), -1)
+        features[some] = by_group.reshape(len(part), -1)
+
+    _fill_parts(fill, len(coefficients))
     return features
 
 
@@ -129,10 +134,13 @@ class Whitening(NamedTuple):
     def apply(self, features: np.ndarray, length: float = 10.0) -> np.ndarray:
         """Return rows that are centred, shortened along the directions, and all of one length; float32, shape as `features`."""
         whitened = np.empty(features.shape, np.float32)
-        for start in range(0, len(features), 2000):
-            part = _scale_rows(_scale_rows(features[start : start + 2000]) - self.center)
+        for start in range(0, len(features), _PART):
+            part = _scale_rows(features[start : start + _PART], out=whitened[start : start + _PART])
+            part -= self.center
+            _scale_rows(part, out=part)
             part -= ((part @ self.directions.T) * (1 - self.factors)) @ self.directions
-            whitened[start : start + 2000] = length * _scale_rows(part)
+            _scale_rows(part, out=part)
+            part *= length
         return whitened
 
 
@@ -180,14 +188,19 @@ def whiten_privately(features: np.ndarray, batches: PoissonBatches, noise_multip
     spread = (square + square.T) / (2 * batches.batch_size)
     # The largest eigenvalue of the noise alone, by Wigner's law: it depends on no record.
     floor = np.sqrt(2 * width) * noise_multiplier / batches.batch_size
-    values, vectors = eigsh(spread, k=min(50, width - 1), which="LA", v0=np.ones(width, np.float32))
-    kept = values > floor
+    # Mostly a few stand out. Finding fifty would take the longest over those that do not.
+    most = min(50, width - 1)
+    for count in (10, 20, most):
+        values, vectors = eigsh(spread, k=min(count, most), which="LA", v0=np.ones(width, np.float32))
+        kept = values > floor
+        if not kept.all():
+            break
     return Whitening(center, vectors[:, kept].T, np.sqrt(floor / values[kept]))
 
 
-def _scale_rows(rows: np.ndarray) -> np.ndarray:
+def _scale_rows(rows: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
     """Return rows of length 1; a row of zeros stays one."""
-    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+    return np.divide(rows, np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12), out=out)
 
 
 def _check_pictures(pictures: np.ndarray) -> None:
@@ -203,7 +216,7 @@ def _check_pictures(pictures: np.ndarray) -> None:
 
 def _name_result(pictures: np.ndarray) -> str:
     """Return a name that changes with everything the result depends on."""
-    how = f"kymatio {version('kymatio')} J={SCALES} L={DIRECTIONS} {pictures.shape}"
+    how = f"2: kymatio {version('kymatio')} J={SCALES} L={DIRECTIONS} {pictures.shape}"
     digest = hashlib.sha256(how.encode())
     digest.update(np.ascontiguousarray(pictures))
     return digest.hexdigest()[:32]
@@ -220,16 +233,76 @@ def _read_checked(path: Path) -> np.ndarray | None:
     return np.frombuffer(content, np.float16, offset=32)
 
 
-def _compute(pictures: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    from kymatio.numpy import Scattering2D  # loads half of SciPy
-
-    transform = Scattering2D(SCALES, pictures.shape[1:], L=DIRECTIONS)
-    coefficients = np.empty(shape, np.float16)
-
-    def fill(start: int) -> None:
-        part = pictures[start : start + _PART].astype(np.float32) / 255
-        coefficients[start : start + _PART] = transform(part)
-
+def _fill_parts(fill: Callable[[slice], None], rows: int) -> None:
+    """Call `fill` with each part of the rows, on all cores."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(fill, range(0, len(pictures), _PART)))  # a list, so that an error is raised
+        # A list, so that an error is raised.
+        list(pool.map(fill, (slice(start, start + _PART) for start in range(0, rows, _PART))))
+
+
+def _compute(pictures: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    transform, coefficients = _Transform(pictures.shape[1:]), np.empty(shape, np.float16)
+
+    def fill(some: slice) -> None:
+        transform.write(pictures[some].astype(np.float32) / 255, coefficients[some])
+
+    _fill_parts(fill, len(pictures))
     return coefficients
+
+
+class _Transform:
+    """Kymatio's scattering in two scales, with its filters and its padding, but in steps that need a third of the time.
+
+    A Gaussian blur is one along the columns and one along the rows, so two small matrices do it, and make only the places that are
+    kept. Halving the resolution of a spectrum adds its four quarters; to divide by four is left to the filter.
+    """
+
+    def __init__(self, sides: tuple[int, int]) -> None:
+        from kymatio.numpy import Scattering2D  # loads half of SciPy
+
+        kymatio = Scattering2D(SCALES, sides, L=DIRECTIONS)
+        filters = [psi["levels"][0] for psi in kymatio.psi]
+        self.pad, self.fine = kymatio.pad, filters[:DIRECTIONS]
+        self.coarse = [each / 4 for each in filters[DIRECTIONS:]]
+        self.blurs = [_split_blur(phi, 4 >> level) for level, phi in enumerate(kymatio.phi["levels"])]
+
+    def write(self, pictures: np.ndarray, out: np.ndarray) -> None:
+        """Write the coefficients of float32 pictures to `out`, shape (pictures, 81, height / 4, width / 4)."""
+        padded = self.pad(pictures)
+        count, height, width = padded.shape
+        product = np.empty(padded.shape, np.complex64)
+        rows = np.empty((count, height // 2, width), np.complex64)
+        quarter = np.empty((count, height // 2, width // 2), np.complex64)
+        fine, coarse = np.empty(padded.shape, np.float32), np.empty(quarter.shape, np.float32)
+
+        def blur(pictures: np.ndarray, level: int = 0) -> np.ndarray:
+            down, across = self.blurs[level]
+            return down @ pictures @ across
+
+        def filter_coarsely(spectrum: np.ndarray, by: np.ndarray) -> np.ndarray:
+            np.multiply(spectrum, by, out=product)
+            np.add(product[:, : height // 2], product[:, height // 2 :], out=rows)
+            np.add(rows[:, :, : width // 2], rows[:, :, width // 2 :], out=quarter)
+            return blur(np.abs(scipy.fft.ifft2(quarter, overwrite_x=True), out=coarse), level=1)
+
+        out[:, 0] = blur(padded)
+        spectrum, second = scipy.fft.fft2(padded), 1 + 2 * DIRECTIONS
+        for place, by in enumerate(self.coarse, start=1 + DIRECTIONS):
+            out[:, place] = filter_coarsely(spectrum, by)
+        for place, by in enumerate(self.fine, start=1):
+            np.multiply(spectrum, by, out=product)
+            out[:, place] = blur(np.abs(scipy.fft.ifft2(product, overwrite_x=True), out=fine))
+            strength = scipy.fft.fft2(fine)
+            for also in self.coarse:
+                out[:, second] = filter_coarsely(strength, also)
+                second += 1
+
+
+def _split_blur(spectrum: np.ndarray, step: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return two matrices, to be applied from the left and from the right, that blur and keep every `step`-th place less the rim."""
+    matrices = []
+    for along in (spectrum[:, 0], spectrum[0]):
+        pixels = scipy.fft.fft(np.eye(len(along)), axis=0)
+        blurred = scipy.fft.ifft(pixels * (along / np.sqrt(spectrum[0, 0]))[:, None], axis=0).real
+        matrices.append(blurred[::step][1:-1].astype(np.float32))
+    return matrices[0], np.ascontiguousarray(matrices[1].T)

@@ -1,5 +1,6 @@
 """A small course in a folder of its own, for the tests of the machinery: one chapter, its ledger, a git history."""
 
+import functools
 import json
 import subprocess
 
@@ -46,6 +47,10 @@ def git(root, *arguments):
     return subprocess.run(command, cwd=root, check=True, capture_output=True, text=True).stdout
 
 
+def _find_here(find, book, claims, root=None):
+    return find(book, claims)
+
+
 @pytest.fixture
 def course(tmp_path, monkeypatch):
     """The root of a course with an empty list of chapters; the commands write to its own build folder."""
@@ -57,7 +62,7 @@ def course(tmp_path, monkeypatch):
     monkeypatch.setenv("PPRML_OUTPUT", str(root / "build"))
     for name in ("find_key", "find_spread_key"):
         # The packages are those of the real checkout.
-        monkeypatch.setattr(keys, name, lambda book, claims, root=None, find=getattr(keys, name): find(book, claims))
+        monkeypatch.setattr(keys, name, functools.partial(_find_here, getattr(keys, name)))
     monkeypatch.setattr(upkeep, "load_ledger", claims.load_ledger)
     (root / "README.md").write_text("<!-- begin generated: chapters -->\n<!-- end generated: chapters -->\n")
     (root / ".gitignore").write_text("build/\n")

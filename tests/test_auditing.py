@@ -288,23 +288,26 @@ def test_attack_model_repeats_with_its_seed():
     assert (one == same).all() and (one != other).any()
 
 
-def score_lira(target, shadows, members):
+def score_lira(target, shadows, members, fix_variance=True):
     """The ratio as chapter 05 writes it out."""
     logs = []
     for side in (members, ~members):
         values = np.where(side, shadows, np.nan)
         means = np.nanmean(values, axis=0)
-        logs.append(norm.logpdf(target, means, np.nanstd(values - means)))
+        deviation = np.nanstd(values - means, axis=None if fix_variance else 0)
+        logs.append(norm.logpdf(target, means, deviation))
     return logs[0] - logs[1]
 
 
-def test_lira_of_the_library_is_the_ratio_written_out():
+@pytest.mark.parametrize("fix_variance", [True, False])
+def test_lira_of_the_library_is_the_ratio_written_out(fix_variance):
     rng = np.random.default_rng(3)
-    members = rng.random((20, 50)) < 0.5
+    # In half of twenty models each, as in chapter 05: no record's deviation comes from one model.
+    members = rng.permuted(np.tile([[True], [False]], (10, 50)), axis=0)
     shadows, target = rng.normal(np.where(members, 2.0, -1.0), 1.5), rng.normal(size=50)
-    by_library = membership.attack_lira(target, shadows, members)
-    np.testing.assert_allclose(by_library, score_lira(target, shadows, members), rtol=1e-9)
-    assert np.abs(by_library - membership.attack_lira(target, shadows, ~members)).max() > 1
+    by_library = membership.attack_lira(target, shadows, members, fix_variance)
+    np.testing.assert_allclose(by_library, score_lira(target, shadows, members, fix_variance), rtol=1e-9)
+    assert np.abs(by_library - membership.attack_lira(target, shadows, ~members, fix_variance)).max() > 1
 
 
 def test_lira_is_the_ratio_of_two_normal_densities():
@@ -370,8 +373,14 @@ def test_tpr_is_a_point_of_the_curve():
         assert membership.measure_tpr(inside, outside, rate)[0] == tpr[fpr <= rate + 1e-12].max()
 
 
+def measure_exposure(likelihoods, secret):
+    """Exposure as chapter 05 writes it out."""
+    ahead = (np.delete(likelihoods, secret) >= likelihoods[secret]).sum()
+    return np.log2(len(likelihoods) - 1) - np.log2(ahead + 1)
+
+
 def expose(likelihoods, secret):
-    """The library's exposure as chapter 05 asks for it: the secret is not among its own references."""
+    """The library's, with the secret not among its own references."""
     others = -np.delete(likelihoods, secret)
     return exposures.compute_exposure_interpolation({"pin": [-likelihoods[secret]]}, others)["pin"][0]
 
@@ -380,7 +389,11 @@ def test_exposure_of_the_library_is_the_rank_in_bits():
     likelihoods = np.random.default_rng(0).permutation(1025).astype(float)
     ranked = np.argsort(-likelihoods)
     assert [expose(likelihoods, ranked[place]) for place in (0, 1, 1023)] == [10, 9, 0]
-    mean = np.mean([expose(likelihoods, secret) for secret in range(1025)])
+    by_library = [expose(likelihoods, secret) for secret in range(0, 1025, 8)]
+    assert by_library == [measure_exposure(likelihoods, secret) for secret in range(0, 1025, 8)]
+    tied = np.floor(likelihoods / 3)  # a tie counts against the secret
+    assert expose(tied, 500) == measure_exposure(tied, 500)
+    mean = np.mean([measure_exposure(likelihoods, secret) for secret in range(1025)])
     assert mean == pytest.approx(1 / math.log(2), abs=0.02)  # what a secret that nobody saw has on average
     # Left among its references, the likeliest secret comes second and loses a bit.
     both = exposures.compute_exposure_interpolation({"pin": [-likelihoods[ranked[0]]]}, -likelihoods)["pin"][

@@ -141,7 +141,7 @@ def test_under_the_runner_a_time_is_kept_apart(by_runner, tmp_path, capsys):
     claims.check("share", 31.0)
     assert measured(tmp_path) == {} and measured(tmp_path, "times") == {"share": 31.0}
     claims.took(share=33.0)
-    assert "here 33 s; on the machine of the record not recorded" in capsys.readouterr().out
+    assert "Here: 33 s; on the machine of the record: not recorded" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

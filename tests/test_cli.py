@@ -57,7 +57,9 @@ def test_every_number_that_moved_is_named_and_the_run_goes_on(chapter, capsys): 
 
 
 def test_a_measurement_that_the_ledger_does_not_hold_is_named(chapter, capsys):  # noqa: F811
-    (chapter / "claims" / "02_b.yml").write_text((chapter / "claims" / "01_a.yml").read_text().replace("share", "shore"))
+    (chapter / "claims" / "02_b.yml").write_text(
+        (chapter / "claims" / "01_a.yml").read_text().replace("share", "shore")
+    )
     (chapter / "claims" / "01_a.yml").write_text("")
     text = (chapter / "claims" / "02_b.yml").read_text().replace("shore:", "share:")
     (chapter / "claims" / "02_b.yml").write_text(text)
@@ -96,7 +98,11 @@ def test_memory_holds_the_second_back(course, monkeypatch):  # noqa: F811
     for name in ("01_a", "02_b"):
         write(course, name, lock.format(path=str(course / "running")))
     big = psutil.virtual_memory().total / 2e9
-    monkeypatch.setattr(cli.report, "load_timings", lambda root: {n: {"seconds": 1, "gigabytes": big} for n in ("01_a", "02_b")})
+    monkeypatch.setattr(
+        cli.report,
+        "load_timings",
+        lambda root: {n: {"seconds": 1, "gigabytes": big} for n in ("01_a", "02_b")},
+    )
     assert cli.main(["reproduce"]) == 0
 
 
@@ -133,7 +139,9 @@ def test_a_track_that_is_not_set_up_is_left_out_with_its_reason(course, capsys, 
     write(course, "02_b", "print(1)", kernel="pprml-nowhere")
     monkeypatch.setattr(sys, "prefix", str(tmp_path))
     assert cli.main(["reproduce"]) == 0
-    assert "left out: 02_b, because the nowhere track is not set up (`make nowhere`)" in capsys.readouterr().out
+    assert (
+        "left out: 02_b, because the nowhere track is not set up (`make nowhere`)" in capsys.readouterr().out
+    )
     (tmp_path / "no-nowhere.txt").write_text("it needs Python 2.7\n")
     assert cli.main(["reproduce"]) == 0
     assert "left out: 02_b, because it needs Python 2.7" in capsys.readouterr().out
@@ -144,12 +152,17 @@ def test_a_track_whose_environment_is_gone_is_left_out(course, capsys, tmp_path,
     gone = tmp_path / "kernels" / "pprml-gone"
     gone.mkdir(parents=True)
     argv = [str(tmp_path / "nowhere" / "python"), "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-    (gone / "kernel.json").write_text(json.dumps({"argv": argv, "display_name": "gone", "language": "python"}))
+    (gone / "kernel.json").write_text(
+        json.dumps({"argv": argv, "display_name": "gone", "language": "python"})
+    )
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
     write(course, "01_a", "print(1)", kernel="pprml-gone")
     write(course, "02_b", "print(2)")
     assert cli.main(["reproduce"]) == 0
-    assert "left out: 01_a, because the gone track has lost its environment (`make gone`)" in capsys.readouterr().out
+    assert (
+        "left out: 01_a, because the gone track has lost its environment (`make gone`)"
+        in capsys.readouterr().out
+    )
     assert outputs(course, "02_b")[0][0].text == "2\n"
 
 
@@ -272,6 +285,8 @@ def test_another_time_zone_and_locale_give_the_same_outputs(course, monkeypatch)
     ],
 )
 def test_command_line(arguments, code, said):
-    done = subprocess.run([*PPRML, *arguments], capture_output=True, text=True, cwd=ROOT, env=dict(os.environ))
+    done = subprocess.run(
+        [*PPRML, *arguments], capture_output=True, text=True, cwd=ROOT, env=dict(os.environ)
+    )
     assert done.returncode == code
     assert said in (done.stdout if code == 0 else done.stderr)

@@ -55,6 +55,10 @@ def test_bound_numbers_pass(text):
         ("It matches<!-- claim: share -->.", "no number stands before it"),
         ("It is 3<!-- claim: order -->.", "states no number"),
         ("It took under 30 s<!-- claim: slow -->.", "machine of the record"),
+        ("On the machine of the record: 30 ms<!-- claim: slow -->.", "another unit"),
+        ("On the machine of the record: 30<!-- claim: slow -->.", "another unit"),
+        ("Of them 64<!-- claim: share --> match.", "differs"),
+        ("It costs ε = 3<!-- claim: eps --> a record.", "rounds eps away"),
         ("It is 12.5 %<!-- claim: new -->.", "not measured yet"),
     ],
 )
@@ -179,7 +183,10 @@ SHOWN = "def split_phones(count, phones):\n    return count // phones"
         (_code("\n".join(["x = 1"] * 41), "hide-input"), "41 lines"),
         (_code(SHOWN, "shows:pprml.nowhere.split_phones"), "there is no module pprml.nowhere"),
         (_code(SHOWN, "shows:pprml.partition.split_phones"), "does not define split_phones"),
-        (_code("def dump_json(value):\n    return value", "shows:pprml._files.dump_json"), "as the package defines it"),
+        (
+            _code("def dump_json(value):\n    return value", "shows:pprml._files.dump_json"),
+            "as the package defines it",
+        ),
     ],
 )
 def test_planted_fault_in_a_notebook_is_caught(tmp_path, plant, fault):

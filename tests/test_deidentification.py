@@ -488,6 +488,26 @@ def test_the_column_with_most_values_is_coarsened_first(table):
     assert release.levels == {"age": 0, "city": 1}
 
 
+def coarsen_row_by_row(frame, columns, k, hierarchies, max_suppressed):
+    """The plain loop over the whole table, as chapter 01 shows it."""
+    coarse, step = frame.copy(), dict.fromkeys(columns, 0)
+    while (
+        (sizes := coarse.groupby(columns, dropna=False)[columns[0]].transform("size")) < k
+    ).mean() > max_suppressed:
+        left = [name for name in columns if step[name] < len(hierarchies[name])]
+        name = max(left, key=lambda name: coarse[name].nunique(dropna=False))
+        coarse[name] = hierarchies[name][step[name]](frame[name])
+        step[name] += 1
+    return coarse[sizes >= k]
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 5, 10])
+@pytest.mark.parametrize("max_suppressed", [0, 0.1, 0.3])
+def test_search_with_one_row_of_each_kind_is_the_plain_loop(table, k, max_suppressed):
+    release = deid.anonymize_k(table, KNOWN, k, LEVELS, max_suppressed)
+    pd.testing.assert_frame_equal(release.frame, coarsen_row_by_row(table, KNOWN, k, LEVELS, max_suppressed))
+
+
 def test_suppression_alone_where_it_suffices(table):
     release = deid.anonymize_k(table, KNOWN, 2, LEVELS, max_suppressed=0.1)
     assert release.levels == {"age": 0, "city": 0} and list(release.suppressed) == [9]

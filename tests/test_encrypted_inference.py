@@ -49,7 +49,7 @@ def tree(cancer):
 
 @pytest.fixture(scope="module")
 def session():
-    with ei.Session(make_network(), 8192, timeout=120) as running:
+    with ei.Session(make_network(), 8192, timeout=900) as running:
         yield running
 
 
@@ -444,7 +444,7 @@ def test_a_ciphertext_of_another_depth_is_refused(session, tmp_path):
 def test_a_server_that_hangs_or_ends_leaves_no_process(kind, error, named):
     before = server_processes()
     # Starting processes takes long on a busy machine: the short limit, of the one that hangs, holds only for the work.
-    with ei.Session(make_network(kind=kind), 8192, timeout=120) as running:
+    with ei.Session(make_network(kind=kind), 8192, timeout=900) as running:
         running.timeout = 3 if kind is SleepingNetwork else 120
         start = time.monotonic()
         with pytest.raises(error, match=named):
@@ -458,7 +458,7 @@ def test_a_server_that_hangs_or_ends_leaves_no_process(kind, error, named):
 def test_record_network_equals_the_clear_model():
     model = make_network(units=10, features=20, outputs=5, kind=ei.RecordNetwork)
     X = np.random.default_rng(4).random((2, 20))
-    with ei.Session(model, 8192, timeout=120) as running:
+    with ei.Session(model, 8192, timeout=900) as running:
         np.testing.assert_allclose(running.predict(X), model.predict_clear(X), atol=1e-2)
 
 
@@ -471,7 +471,7 @@ def test_encrypted_descent_is_the_clear_descent():
     rows *= np.where(rows @ [1.0, -1.0, 0.5] > 0, 1, -1)[:, None]
     model = ei.Descent(3, 64, updates=2, rate=4 / 60)
     assert model.card.levels == 5
-    with ei.Session(model, 16384, timeout=120) as running:
+    with ei.Session(model, 16384, timeout=900) as running:
         weights = running.predict(rows)[0]
     clear = [column[0] for column in model.evaluate(ei.Clear, list(model.card.lay_out(rows, 64)[0]))]
     np.testing.assert_allclose(weights, clear, atol=5e-2)

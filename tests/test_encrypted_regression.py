@@ -206,7 +206,7 @@ def test_slots_without_headroom_spill_and_are_refused(paillier_pair):
 
 @pytest.mark.parametrize(("scheme", "error"), [("ckks", 1e-5), ("paillier", 1e-8)])
 def test_protocol_equals_scikit_learn_and_keeps_its_secret(tables, expected, scheme, error):
-    result = er.run_protocol(tables, scheme, timeout=120)
+    result = er.run_protocol(tables, scheme, timeout=900)
     assert np.abs(result.coefficients - expected).max() < error
     assert result.published == np.round(result.coefficients, er.PUBLISHED_DECIMALS).tolist()
     assert result.secret_seen_by == []
@@ -220,14 +220,41 @@ def test_protocol_equals_scikit_learn_and_keeps_its_secret(tables, expected, sch
     assert party_processes() == set()
 
 
+def test_the_process_of_a_party_imports_only_what_it_needs(tables, halves, monkeypatch, capfd):
+    monkeypatch.setenv(
+        "PYTHONPROFILEIMPORTTIME", "1"
+    )  # processes that start from now on write what they import
+    er.run_protocol(tables, timeout=900)
+    er.fit_vertical(*halves, timeout=900)
+    er.fit_outsourced(tables[0])
+    er.predict_outsourced(np.ones(4), tables[0][COLUMNS])
+    er.train_outsourced([(GRAM, RIGHT)], er.chebyshev_weights(1, 5.0), degree=8192)
+    written = capfd.readouterr().err.splitlines()
+    imported = {line.rpartition("|")[2].strip() for line in written if line.startswith("import time:")}
+    used = ("protocol", "vertical", "products", "prediction", "descent")
+    assert imported > {"numpy", "tenseal", *(f"pprml.encrypted_regression.{name}" for name in used)}
+    assert (
+        imported
+        & {"pandas", "sklearn", "opendp", "scipy", "scipy.stats", "pprml.encrypted_regression.private_sums"}
+        == set()
+    )
+
+
+def test_every_name_of_the_package_is_found_when_it_is_used():
+    assert {name for name in er.__all__ if not hasattr(er, name)} == set()
+    assert dir(er) == er.__all__
+    with pytest.raises(AttributeError, match="no attribute 'run_protocl'"):
+        er.run_protocl  # noqa: B018
+
+
 def test_a_leaked_key_is_refused_by_whoever_gets_it(tables):
     with pytest.raises(ValueError, match=r"(server|hospital_\d): refused: it holds the secret key"):
-        er.run_protocol(tables, LeakyCkks, timeout=120)
+        er.run_protocol(tables, LeakyCkks, timeout=900)
     assert party_processes() == set()
 
 
 def test_the_audit_finds_a_key_that_nobody_refused(tables):
-    result = er.run_protocol(tables, BlindLeakyCkks, timeout=120)
+    result = er.run_protocol(tables, BlindLeakyCkks, timeout=900)
     assert result.secret_seen_by == ["hospital_1", "hospital_2", "server"]
 
 
@@ -294,7 +321,7 @@ def alter(change, kind):
 def test_a_message_altered_on_the_way_is_refused(tables, change, kind, named, monkeypatch):
     monkeypatch.setattr(crew.Crew, "send", alter(change, kind))
     with pytest.raises(ValueError, match=named):
-        er.run_protocol(tables, timeout=120)
+        er.run_protocol(tables, timeout=900)
     assert party_processes() == set()
 
 
@@ -303,7 +330,7 @@ def test_columns_altered_on_the_way_are_refused(halves, monkeypatch):
     with pytest.raises(
         ValueError, match="key_holder: refused: masked product with bp from other was altered"
     ):
-        er.fit_vertical(*halves, timeout=120)
+        er.fit_vertical(*halves, timeout=900)
     assert party_processes() == set()
 
 
@@ -344,7 +371,7 @@ def test_a_repeated_or_misdirected_letter_is_refused():
 def test_a_singular_table_is_named_by_the_key_holder(tables):
     doubled = [table.assign(bp=90 + (table["age"] - 50)) for table in tables]
     with pytest.raises(ValueError, match=r"key_holder: X'X is singular: .* age, bp"):
-        er.run_protocol(doubled, "ckks", timeout=120)
+        er.run_protocol(doubled, "ckks", timeout=900)
 
 
 @pytest.mark.parametrize("value", [40.0, er.REFERENCE["age"][0]])
@@ -727,7 +754,7 @@ def test_a_server_that_fails_while_it_descends_ends_the_run(stand_in, error, mon
             [(GRAM, RIGHT)],
             er.chebyshev_weights(2, 5.0),
             degree=8192,
-            timeout=6 if stand_in is _hang else 120,
+            timeout=6 if stand_in is _hang else 900,
         )
     assert party_processes() == set()
 
@@ -862,7 +889,7 @@ def _leaky_key_holder(table):
 
 
 def test_columns_give_the_pooled_line_and_each_sees_what_it_should(owned, halves):
-    result = er.fit_vertical(*halves, timeout=120)
+    result = er.fit_vertical(*halves, timeout=900)
     true = er.compute_sums(owned[["age", "bmi", "bp", er.TARGET]])
     assert np.abs(result.sums[:-1] - true).max() < 1e-9
     assert abs(result.sums[-1] - (scale_rows(owned)[:, -1] ** 2).sum()) < 1e-9

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -582,6 +583,25 @@ def test_no_worker_is_left_and_none_is_taken_from_another_context(other_workers)
     assert not worker.is_running()
     assert _context._find_workers() == other_workers
     assert subprocess.Popen is _context._Popen
+
+
+def test_what_one_context_compiled_serves_the_next(weights, fedavg):
+    results = []
+    for _ in range(2):
+        with federated.federated_context():
+            before = _context._compile.cache_info().misses
+            results.append(federated.run_rounds(fedavg, make_clients((16, 16)), [[0, 1]], weights))
+            compiled = _context._compile.cache_info().misses - before
+    assert compiled == 0
+    for one, other in zip(*(result.weights for result in results), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_only_the_scheduled_clients_are_stored(context, weights, fedavg, monkeypatch):
+    stored, write = [], Path.write_bytes
+    monkeypatch.setattr(Path, "write_bytes", lambda path, data: stored.append(path.name) or write(path, data))
+    federated.run_rounds(fedavg, make_clients((16, 16, 16)), [[2], [0]], weights)
+    assert sorted(stored) == ["0.x", "0.y", "2.x", "2.y"]
 
 
 def test_no_worker_is_left_by_an_error(other_workers):

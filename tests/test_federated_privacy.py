@@ -86,6 +86,17 @@ def test_the_search_finds_nothing_in_noise(attack, unit, images):
     assert fp.measure_psnr(found, unit[:1])[0] < 15
 
 
+def test_gradients_are_alike_at_the_picture_and_the_slope_is_that_of_the_gap(unit, images):
+    network, y = fp.init_network("sigmoid", seed=2), images[1][:1]
+    gradient = fp.observe_gradient(network, unit[:1], y)
+    picture, rng = unit[:1].astype(float), np.random.default_rng(0)
+    assert fp.compare_gradients(network, gradient, picture, y)[0] < 1e-9
+    other, way = rng.random(picture.shape), rng.normal(size=picture.shape)
+    gap, slope = fp.compare_gradients(network, gradient, other, y)
+    ahead, behind = (fp.compare_gradients(network, gradient, other + h * way, y)[0] for h in (1e-5, -1e-5))
+    assert gap > 1e-3 and (ahead - behind) / 2e-5 == pytest.approx((slope * way).sum(), rel=1e-4)
+
+
 def test_direction_and_smoothness_read_a_relu_network_better_than_distance(unit, images):
     network, y = fp.init_network("relu", seed=2), images[1]
     scores = {fp.attack_gradient: [], fp.attack_gradient_cosine: []}

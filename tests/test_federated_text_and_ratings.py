@@ -7,6 +7,7 @@ import tensorflow_federated as tff
 
 from pprml import federated as fed
 from pprml import federated_text_and_ratings as tr
+from pprml.federated_text_and_ratings import _ratings
 
 FILMS, ITEMS = np.arange(2, dtype=np.int32), np.zeros((3, 4), np.float32)
 FRAME = {"user": [1] * 20 + [2] * 20, "film": [*range(20), *range(10, 30)], "rating": [1.0, 5.0] * 20}
@@ -106,6 +107,15 @@ def test_ratings_are_dealt_once_and_predicted(ratings):
     np.testing.assert_allclose(tr.predict_item_mean(one, ask, damping=0.1)[0], [3.5 + 1.5 / 1.1, 3.5])
     fitted = tr.fit_pooled(ratings, rank=2, penalty=0.1, sweeps=5, seed=0)(ratings.train)
     assert tr.measure_rmse(fitted, ratings.train) < 0.5 * tr.measure_rmse(means, ratings.train)
+
+
+def test_regressions_solved_together_are_those_solved_one_by_one():
+    rng = np.random.default_rng(0)
+    x, y, group = rng.normal(size=(12, 3)), rng.normal(size=12), np.repeat([0, 2, 5], [1, 4, 7])
+    together = _ratings._solve_each(x, y, group, penalty=0.5)
+    alone = [_ratings._solve(x[group == one], y[group == one], 0.5) for one in (0, 2, 5)]
+    np.testing.assert_allclose(together, alone, rtol=1e-12)
+    assert not np.allclose(_ratings._solve_each(x, y, group, penalty=5.0), alone)
 
 
 def test_words_are_counted_once_a_phone(context):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import pytest
 
 from benchmarks.run import RESULTS
 from pprml import ROOT, claims, figures
-from pprml.course import cli, compare, keys, report
+from pprml.course import cli, compare, keys, report, upkeep
 from pprml.course.contract import check_notebook, check_prose
 
 LEDGER = claims.load_ledger()
@@ -46,10 +47,27 @@ def test_the_ledger_states_what_accept_writes(path):
     """Where a number is exact or a mean over seeds, its text is that of the measured value and of no other."""
     typed = []
     for claim in of_chapter(path.stem):
-        value = sum(claim.spread) / len(claim.spread) if claim.window == "spread" and claim.spread else MEASURED.get(claim.id)
+        value = (
+            sum(claim.spread) / len(claim.spread)
+            if claim.window == "spread" and claim.spread
+            else MEASURED.get(claim.id)
+        )
         if claim.kind == "measured" and claim.window in ("exact", "spread") and value is not None:
             typed += [f"{claim.id}: {claim.states}, measured {value}"] * (claim.states != claim.show(value))
     assert typed == []
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_prose_shows_the_digits_that_accept_writes(path):
+    stated = {
+        claim.id: claim for claim in LEDGER.values() if claim.states and claim.kind in ("measured", "time")
+    }
+    for cell in nbformat.read(path, as_version=4).cells:
+        if cell.cell_type == "markdown":
+            quoted = {
+                name: stated[name] for name in re.findall(r"claim:\s*(\w+)", cell.source) if name in stated
+            }
+            assert upkeep.write_prose(cell.source, quoted) == cell.source
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -70,7 +88,9 @@ def test_readme_and_pages_match_the_ledger_and_are_up_to_date():
 
 def test_every_sentence_of_a_claim_is_on_a_page():
     page = (ROOT / "book" / "ledger.md").read_text("utf-8")
-    assert [claim.id for claim in LEDGER.values() if claim.kind != "article" and f"| `{claim.id}` |" not in page] == []
+    assert [
+        claim.id for claim in LEDGER.values() if claim.kind != "article" and f"| `{claim.id}` |" not in page
+    ] == []
 
 
 @pytest.mark.parametrize("claim_id", CLOSED_FORMS)
@@ -79,7 +99,9 @@ def test_closed_form_claim_recomputes(claim_id):
 
 
 def test_a_number_of_the_ledger_that_nobody_measured_is_caught():
-    victim = next(c for c in LEDGER.values() if c.kind == "measured" and c.window == "exact" and c.id in MEASURED)
+    victim = next(
+        c for c in LEDGER.values() if c.kind == "measured" and c.window == "exact" and c.id in MEASURED
+    )
     (move,) = compare.list_moves([victim], {**MEASURED, victim.id: victim.value * 1.2 + 1})
     assert move.claim is victim
 
@@ -114,7 +136,11 @@ def test_an_altered_series_in_a_figure_is_caught(tmp_path):
 
 def test_benchmark_records_are_those_of_a_run_and_name_their_machine():
     signed = json.loads((RESULTS / "signatures.json").read_text("utf-8"))
-    files = {path.stem: json.loads(path.read_text("utf-8")) for path in RESULTS.glob("*.json") if path.stem != "signatures"}
+    files = {
+        path.stem: json.loads(path.read_text("utf-8"))
+        for path in RESULTS.glob("*.json")
+        if path.stem != "signatures"
+    }
     assert {name: keys.digest(records) for name, records in files.items()} == signed
     for name, records in files.items():
         if name != "utility":  # accuracies, which no machine changes
@@ -129,11 +155,22 @@ def test_times_say_what_the_machine_of_the_record_took():
             assert claim.accepts(recorded[claim.id]), (claim.id, claim.states, recorded[claim.id])
 
 
-@pytest.mark.parametrize("platform", ["aarch64-apple-darwin", "aarch64-unknown-linux-gnu", "x86_64-manylinux_2_31"])
+@pytest.mark.parametrize(
+    "platform", ["aarch64-apple-darwin", "aarch64-unknown-linux-gnu", "x86_64-manylinux_2_31"]
+)
 def test_the_lock_holds_the_core_track_for_every_machine(platform, tmp_path):
     """A dry run: uv finds a wheel or a source for every package. It asks no registry that the lock does not name."""
     uv = next((str(path) for path in [ROOT / ".uv" / "bin" / "uv"] if path.exists()), shutil.which("uv"))
-    arguments = ["--locked", "--dry-run", "--extra", "core", "--python", sys.executable, "--python-platform", platform]
+    arguments = [
+        "--locked",
+        "--dry-run",
+        "--extra",
+        "core",
+        "--python",
+        sys.executable,
+        "--python-platform",
+        platform,
+    ]
     done = subprocess.run(
         [uv, "sync", *arguments],
         cwd=ROOT,

@@ -35,6 +35,19 @@ def test_coefficients_are_those_of_kymatio(pictures, coefficients):
     np.testing.assert_allclose(coefficients, expected, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("sides", [(8, 8), (28, 28), (12, 40)])
+def test_the_shorter_way_is_kymatios_transform_to_the_last_bits(sides):
+    """Noise, so that no frequency is empty; in single precision Kymatio itself is as far from its result in double."""
+    from kymatio.numpy import Scattering2D
+
+    pictures = np.random.default_rng(2).random((6, *sides), dtype=np.float32)
+    kymatio, found = Scattering2D(2, sides, L=8), np.empty((6, 81, sides[0] // 4, sides[1] // 4), np.float32)
+    scattering._Transform(sides).write(pictures, found)
+    np.testing.assert_allclose(found, kymatio(pictures.astype(np.float64)), atol=2e-6)
+    # The broken twin: a quarter of the spectrum's sum forgotten.
+    assert np.abs(found[:, 17:] - kymatio(pictures)[:, 17:] / 4).max() > 1e-3
+
+
 def test_parts_of_many_pictures_are_put_in_their_places(pictures, coefficients, tmp_path, monkeypatch):
     monkeypatch.setattr(scattering, "_PART", 5)
     np.testing.assert_array_equal(scattering.scatter(pictures, tmp_path), coefficients)
@@ -164,6 +177,24 @@ def test_whitening_centres_and_shortens_the_long_direction(rows):
     assert after.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(noisy.apply(rows), axis=1), 10, rtol=1e-5)
     assert after[:, 3].var() < 0.6 * before[:, 3].var()
+
+
+@pytest.mark.parametrize("long", [4, 15, 40, 56])
+def test_all_directions_that_stand_out_are_found_however_many(monkeypatch, long):
+    """They are looked for in steps; a full decomposition finds the same, of which fifty at most are taken."""
+    rng = np.random.default_rng(4)
+    rows = rng.normal(size=(4000, 60)) * np.where(np.arange(60) < long, np.linspace(20, 10, 60), 0.1)
+    batches, seen = PoissonBatches(records=4000, batch_size=4000, steps=2, seed=0), []
+    find = scattering.eigsh
+    monkeypatch.setattr(scattering, "eigsh", lambda spread, **how: seen.append(spread) or find(spread, **how))
+    whitening = scattering.whiten_privately(rows.astype(np.float32), batches, 0.1)
+    values, vectors = np.linalg.eigh(seen[0].astype(np.float64))
+    floor = np.sqrt(2 * 60) * 0.1 / 4000
+    kept = values[-50:] > floor
+    assert min(long, 50) <= kept.sum() == len(whitening.factors)
+    np.testing.assert_allclose(whitening.factors, np.sqrt(floor / values[-50:][kept]), rtol=1e-3)
+    same = np.abs(np.sum(whitening.directions * vectors[:, -50:].T[kept], axis=1))
+    np.testing.assert_allclose(same, 1, atol=1e-2)
 
 
 def capture_spread(monkeypatch, rows, batches, noise_multiplier):

@@ -72,7 +72,9 @@ def test_a_dirty_tree_is_refused_and_nothing_is_written(accepted, capsys):
     cli.main(["reproduce", NAME])
     ledger = accepted / "claims" / f"{NAME}.yml"
     ledger.write_text(ledger.read_text() + "# a change of one's own\n")
-    before = {path: path.read_bytes() for path in accepted.rglob("*") if path.is_file() and ".git/" not in str(path)}
+    before = {
+        path: path.read_bytes() for path in accepted.rglob("*") if path.is_file() and ".git/" not in str(path)
+    }
     capsys.readouterr()
     assert cli.main(["accept", NAME]) == 1 and "changed and not staged" in capsys.readouterr().err
     assert all(path.read_bytes() == content for path, content in before.items())

@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -32,7 +31,9 @@ JOBS = 2
 #: Seeds of a recorded spread.
 SEEDS = tuple(range(8))
 #: Packages of the core track that some machines cannot have.
-NOT_EVERYWHERE = {"tensorflow_federated": "it needs TensorFlow Federated, which has wheels for x86-64 Linux only"}
+NOT_EVERYWHERE = {
+    "tensorflow_federated": "it needs TensorFlow Federated, which has wheels for x86-64 Linux only"
+}
 
 
 def find_build() -> Path:
@@ -43,7 +44,9 @@ def find_build() -> Path:
         (folder / ".writable").write_bytes(b"")
         (folder / ".writable").unlink()
     except OSError as error:
-        raise OSError(f"{folder} cannot be written ({error.strerror}); set PPRML_OUTPUT to a folder that can") from None
+        raise OSError(
+            f"{folder} cannot be written ({error.strerror}); set PPRML_OUTPUT to a folder that can"
+        ) from None
     return folder
 
 
@@ -91,7 +94,11 @@ def why_not(kernel: str, kernels: dict[str, str]) -> str | None:
     track = kernel.removeprefix("pprml-")
     if kernel not in kernels:
         reason = Path(sys.prefix) / f"no-{track}.txt"
-        why = reason.read_text("utf-8").strip() if reason.exists() else f"the {track} track is not set up (`make {track}`)"
+        why = (
+            reason.read_text("utf-8").strip()
+            if reason.exists()
+            else f"the {track} track is not set up (`make {track}`)"
+        )
         return why
     python = json.loads((Path(kernels[kernel]) / "kernel.json").read_text("utf-8"))["argv"][0]
     # A registered kernel outlives its environment.
@@ -115,7 +122,9 @@ def _sign(run: Run, key: str, build: Path, name: str) -> nbformat.NotebookNode:
     return book
 
 
-def _run_all(paths: Sequence[Path], work: Callable[[Path, Callable[[], None]], None], jobs: int) -> dict[str, str]:
+def _run_all(
+    paths: Sequence[Path], work: Callable[[Path, Callable[[], None]], None], jobs: int
+) -> dict[str, str]:
     """Run notebooks side by side, the longest first, within the machine's memory; return name and reason of those that failed."""
     known, failed, lock = report.load_timings(ROOT), {}, threading.Condition()
     waiting = sorted(paths, key=lambda path: -known.get(path.stem, {}).get("seconds", 1e9))
@@ -123,7 +132,8 @@ def _run_all(paths: Sequence[Path], work: Callable[[Path, Callable[[], None]], N
     memory = 0.75 * psutil.virtual_memory().total / 1e9
     running: dict[str, float] = {}
     counts = {
-        path: sum(cell.cell_type == "code" for cell in nbformat.read(path, as_version=4).cells) for path in paths
+        path: sum(cell.cell_type == "code" for cell in nbformat.read(path, as_version=4).cells)
+        for path in paths
     }
     layout = "{desc} |{bar:24}| cell {n_fmt}/{total_fmt}, {elapsed}"
     with tqdm(total=sum(counts.values()), bar_format=layout, mininterval=1, file=sys.stderr) as bar:
@@ -189,7 +199,13 @@ def _load_chapters() -> tuple[dict, dict[str, list]]:
     return ledger, chapters
 
 
-def reproduce(names: Sequence[str] = (), force: bool = False, stale: bool = False, strict: bool = False, jobs: int = JOBS) -> int:
+def reproduce(
+    names: Sequence[str] = (),
+    force: bool = False,
+    stale: bool = False,
+    strict: bool = False,
+    jobs: int = JOBS,
+) -> int:
     """Run chapters into the build folder and say what moved; nothing that is tracked is written.
 
     Parameters
@@ -229,7 +245,9 @@ def reproduce(names: Sequence[str] = (), force: bool = False, stale: bool = Fals
     def work(path: Path, step: Callable[[], None]) -> None:
         key = keys.find_key(nbformat.read(path, as_version=4), chapters[path.stem])
         run = run_notebook(path, build, progress=step)
-        write_whole(build / "notebooks" / path.name, nbformat.writes(_sign(run, key, build, path.stem)) + "\n")
+        write_whole(
+            build / "notebooks" / path.name, nbformat.writes(_sign(run, key, build, path.stem)) + "\n"
+        )
         note = {"seconds": round(run.seconds, 1), "gigabytes": round(run.peak_bytes / 1e9, 2)}
         write_whole(build / "runs" / f"{path.stem}.json", dump_json(note))
 
@@ -261,10 +279,18 @@ def _summarize(build, ledger, chapters, ran, fresh, left_out, failed, strict) ->
             for stranger in compare.list_strangers(name, build, ledger)
         ]
         if strict:
-            books = [nbformat.read(folder / "notebooks" / f"{name}.ipynb", as_version=4) for folder in (build, ROOT)]
+            books = [
+                nbformat.read(folder / "notebooks" / f"{name}.ipynb", as_version=4)
+                for folder in (build, ROOT)
+            ]
             differs += [f"{name}: {fault}" for fault in compare.compare_outputs(*books)]
-            figures = {figure for book in books for figure in book.metadata.get("pprml", {}).get("figures", {})}
-            differs += [f"{name}: {fault}" for fault in compare.compare_figures(figures, build / "figures", ROOT / "figures")]
+            figures = {
+                figure for book in books for figure in book.metadata.get("pprml", {}).get("figures", {})
+            }
+            differs += [
+                f"{name}: {fault}"
+                for fault in compare.compare_figures(figures, build / "figures", ROOT / "figures")
+            ]
     lines = [f"ran: {', '.join(sorted(ran)) or 'nothing'}"]
     lines += [f"run before, and unchanged since: {', '.join(fresh)}"] * bool(fresh)
     lines += [f"left out: {name}, because {reason}" for name, reason in left_out.items()]
@@ -306,7 +332,9 @@ def record_seeds(names: Sequence[str], seeds: Sequence[int] = SEEDS, jobs: int =
         values = {name: found.get(name) for name in sorted(wanted)}
         for name, runs in values.items():
             if not isinstance(runs, list) or len(runs) != len(seeds):
-                raise NotebookError(f"{path.stem}: {name} was measured {'never' if runs is None else 'not once a seed'}")
+                raise NotebookError(
+                    f"{path.stem}: {name} was measured {'never' if runs is None else 'not once a seed'}"
+                )
         content = {"key": key, "seeds": list(seeds), "values": values}
         record = {**content, "digest": keys.digest(json.loads(json.dumps(content)))}
         write_whole(build / "claims" / "spreads" / f"{path.stem}.json", dump_json(record))
@@ -314,8 +342,12 @@ def record_seeds(names: Sequence[str], seeds: Sequence[int] = SEEDS, jobs: int =
     with only_run(build):
         kill_marked()
         failed = _run_all(paths, work, jobs)
-    print(*(f"pprml: {text}" for text in failed.values()), sep="\n", file=sys.stderr, end="\n" if failed else "")
-    print(f"spreads of {len(seeds)} seeds: {_short(build)}/claims/spreads; `pprml reproduce` and `pprml accept` take them over")
+    print(
+        *(f"pprml: {text}" for text in failed.values()), sep="\n", file=sys.stderr, end="\n" if failed else ""
+    )
+    print(
+        f"spreads of {len(seeds)} seeds: {_short(build)}/claims/spreads; `pprml reproduce` and `pprml accept` take them over"
+    )
     return CELL_FAILED if failed else DONE
 
 
@@ -357,15 +389,23 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     run = commands.add_parser("reproduce", help="run chapters and say which numbers moved")
     run.add_argument("notebook", nargs="*", help="for example 04_dp_sgd, or 04; all by default")
-    run.add_argument("--force", action="store_true", help="run also what has not changed since it was run here")
-    run.add_argument("--stale", action="store_true", help="run only what has changed since its outputs were committed")
-    run.add_argument("--strict", action="store_true", help="compare outputs and figures with what is committed, too")
+    run.add_argument(
+        "--force", action="store_true", help="run also what has not changed since it was run here"
+    )
+    run.add_argument(
+        "--stale", action="store_true", help="run only what has changed since its outputs were committed"
+    )
+    run.add_argument(
+        "--strict", action="store_true", help="compare outputs and figures with what is committed, too"
+    )
     run.add_argument("--jobs", type=int, default=JOBS, help=f"notebooks at a time ({JOBS})")
     seeds = commands.add_parser("seeds", help="record the spread of chapters over seeds")
     seeds.add_argument("notebook", nargs="+")
     seeds.add_argument("--seeds", type=int, default=len(SEEDS), help=f"how many ({len(SEEDS)})")
     seeds.add_argument("--jobs", type=int, default=JOBS)
-    take = commands.add_parser("accept", help="write what was measured into ledger, prose, outputs and figures")
+    take = commands.add_parser(
+        "accept", help="write what was measured into ledger, prose, outputs and figures"
+    )
     take.add_argument("notebook", nargs="+")
     commands.add_parser("pages", help="write README's table and the generated pages of the book")
     commands.add_parser("data", help="fetch and verify every data set, so that later runs need no network")
@@ -379,7 +419,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         if options.command == "reproduce":
-            return reproduce(options.notebook, options.force, options.stale, options.strict, max(1, options.jobs))
+            return reproduce(
+                options.notebook, options.force, options.stale, options.strict, max(1, options.jobs)
+            )
         if options.command == "seeds":
             return record_seeds(options.notebook, range(max(2, options.seeds)), max(1, options.jobs))
         if options.command == "accept":
@@ -398,7 +440,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"pprml: {error}; what was there before is unchanged", file=sys.stderr)
         return NOT_POSSIBLE
     except KeyboardInterrupt:
-        print("\npprml: interrupted; finished chapters are kept, run the command again to go on", file=sys.stderr)
+        print(
+            "\npprml: interrupted; finished chapters are kept, run the command again to go on",
+            file=sys.stderr,
+        )
         return INTERRUPTED
     finally:
         signal.signal(signal.SIGTERM, previous)

@@ -97,7 +97,7 @@ def _same(old: str, new: str) -> bool:
         return True
     a, b = (float(text.replace(",", "").replace("−", "-")) for text in (old, new))
     digits = [len(text.partition("e")[0].partition(".")[2]) for text in (old, new)]
-    exponent = int((old.partition("e")[2] or "0"))
+    exponent = int(old.partition("e")[2] or "0")
     # A last digit may round either way.
     return abs(a - b) <= 1.01 * 10.0 ** (exponent - min(digits)) and ("." in old or "e" in old or a == b)
 
@@ -113,7 +113,9 @@ def compare_figures(names: Iterable[str], new: Path, old: Path) -> list[str]:
     for name in sorted(names):
         paths = [folder / f"{name}.json" for folder in (new, old)]
         if not all(path.exists() for path in paths):
-            faults.append(f"figure {name}: {'not drawn' if paths[1].exists() else 'drawn, but not committed'}")
+            faults.append(
+                f"figure {name}: {'not drawn' if paths[1].exists() else 'drawn, but not committed'}"
+            )
             continue
         records = [json.loads(path.read_text("utf-8")) for path in paths]
         faults += [f"figure {name}: {fault}" for fault in figures.compare(*records)]
@@ -127,7 +129,9 @@ def check_signature(book: nbformat.NotebookNode, claims: Iterable[Claim], root: 
         return ["was not run by the course's runner: run `pprml reproduce` and `pprml accept`"]
     claims, faults = list(claims), []
     if signed["key"] != keys.find_key(book, claims, root):
-        faults.append("its cells, a module that it imports, its track's lock or the list of its claims changed after its run")
+        faults.append(
+            "its cells, a module that it imports, its track's lock or the list of its claims changed after its run"
+        )
     if signed["outputs"] != keys.digest_outputs(book):
         faults.append("its outputs are not those of its run")
     measured = root / "claims" / "measured" / f"{name}.json"
@@ -151,7 +155,9 @@ def check_spread(
     wanted = {claim.id for claim in claims if claim.window == "spread" and claim.kind == "measured"}
     path = folder / "claims" / "spreads" / f"{name}.json"
     if not path.exists():
-        return [f"no spread is recorded for {', '.join(sorted(wanted)[:3])}: run `pprml seeds {name}`"] * bool(wanted)
+        return [
+            f"no spread is recorded for {', '.join(sorted(wanted)[:3])}: run `pprml seeds {name}`"
+        ] * bool(wanted)
     try:
         record = json.loads(path.read_text("utf-8"))
         content, mark = {k: record[k] for k in ("key", "seeds", "values")}, record["digest"]
@@ -164,6 +170,11 @@ def check_spread(
         faults.append(f"its spreads were recorded with other code: run `pprml seeds {name}`")
     if missing := wanted - set(record["values"]):
         faults.append(f"no spread is recorded for {', '.join(sorted(missing)[:3])}: run `pprml seeds {name}`")
-    if any(len(values) != len(record["seeds"]) or len(values) < LEAST_SEEDS for values in record["values"].values()):
-        faults.append(f"{path.name} holds another number of values than of seeds, or fewer than {LEAST_SEEDS}")
+    if any(
+        len(values) != len(record["seeds"]) or len(values) < LEAST_SEEDS
+        for values in record["values"].values()
+    ):
+        faults.append(
+            f"{path.name} holds another number of values than of seeds, or fewer than {LEAST_SEEDS}"
+        )
     return faults

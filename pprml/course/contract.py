@@ -30,6 +30,8 @@ MAX_CELL_LINES, MAX_FOLDED_LINES = 15, 40
 #: rounding decides. shows:NAME: is the definition of NAME in the package.
 TAGS = ("check", "hide-input", "varies")
 FOLDED = ("check", "hide-input")
+#: Units that stand between a number and its mark wherever the ledger has them.
+UNITS = ("%", "×", "s", "ms", "minutes", "kB", "MB", "GB", "dB", "points", "bits", "stars")
 
 
 @dataclass(frozen=True)
@@ -72,19 +74,37 @@ def check_prose(text: str, where: str, ledger: dict[str, Claim]) -> list[Fault]:
     faults = []
     timed = [name for name in _MARK.findall(text) if name in ledger and ledger[name].kind == "time"]
     if timed and "machine of the record" not in text:
-        faults.append(Fault(where, f"states the time {timed[0]} and does not say that it is one of the machine of the record"))
+        faults.append(
+            Fault(
+                where,
+                f"states the time {timed[0]} and does not say that it is one of the machine of the record",
+            )
+        )
     for number, unit, claim_id in _BOUND.findall(text):
         if claim_id not in ledger:
             faults.append(Fault(where, name_nearest("claim", claim_id, ledger)))
         elif "?" in (ledger[claim_id].states or ""):
-            faults.append(Fault(where, f"{claim_id} is not measured yet: run `pprml reproduce` and `pprml accept`"))
+            faults.append(
+                Fault(where, f"{claim_id} is not measured yet: run `pprml reproduce` and `pprml accept`")
+            )
         elif ledger[claim_id].states is None:
             faults.append(Fault(where, f"{number} is bound to {claim_id}, which states no number"))
         else:
             shown, half = parse_number(number + (" %" if "%" in unit else ""))
+            stated, named = re.match(rf"\s*({NUMBER})\s*(\S*)", ledger[claim_id].states).groups()
             if abs(shown - ledger[claim_id].value) > half * (1 + 1e-9):
                 faults.append(
                     Fault(where, f"{number}{unit} differs from {claim_id}: {ledger[claim_id].states}")
+                )
+            elif _count_digits(number) < min(2, _count_digits(stated)):
+                faults.append(
+                    Fault(where, f"{number}{unit} rounds {claim_id} away: {ledger[claim_id].states}")
+                )
+            elif named in UNITS and not unit.replace("\\", "").strip().startswith(named):
+                faults.append(
+                    Fault(
+                        where, f"{number}{unit} has another unit than {claim_id}: {ledger[claim_id].states}"
+                    )
                 )
     rest = _BOUND.sub(" ", text)
     for claim_id in _MARK.findall(rest):
@@ -100,6 +120,10 @@ def check_prose(text: str, where: str, ledger: dict[str, Claim]) -> list[Fault]:
         for m in _BARE.finditer(_MARK.sub(" ", rest))
     ]
     return faults
+
+
+def _count_digits(number: str) -> int:
+    return len(re.sub(r"\D", "", number.partition("e")[0]).lstrip("0"))
 
 
 def check_notebook(path: Path, ledger: dict[str, Claim]) -> list[Fault]:
@@ -193,7 +217,9 @@ def _check_tags(cell: nbformat.NotebookNode, tags: list[str]) -> list[str]:
     ]
     folded = bool(set(tags) & set(FOLDED))
     if folded != cell.metadata.get("jupyter", {}).get("source_hidden", False):
-        problems.append("a cell is folded (jupyter: source_hidden) where it is tagged check or hide-input, and only there")
+        problems.append(
+            "a cell is folded (jupyter: source_hidden) where it is tagged check or hide-input, and only there"
+        )
     if "figures.save(" in cell.source and "hide-input" not in tags:
         problems.append("draws a figure: tag it hide-input, and compute in a cell of its own")
     if "claims.took(" in cell.source and "varies" not in tags:
@@ -214,7 +240,11 @@ def _check_tags(cell: nbformat.NotebookNode, tags: list[str]) -> list[str]:
 def _is_check(node: ast.stmt) -> bool:
     if isinstance(node, ast.For):
         return all(map(_is_check, node.body)) and not node.orelse
-    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Call) and ast.unparse(node.value.func) == "claims.check"
+    return (
+        isinstance(node, ast.Expr)
+        and isinstance(node.value, ast.Call)
+        and ast.unparse(node.value.func) == "claims.check"
+    )
 
 
 def _check_shown(source: str, name: str) -> list[str]:

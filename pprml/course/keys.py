@@ -46,7 +46,9 @@ def find_spread_key(book: nbformat.NotebookNode, claims: Iterable[Claim], root: 
     return _make_key(book, claims, root, drop_tags=("hide-input",), drop_modules=_LOOKS)
 
 
-def _make_key(book, claims: Iterable[Claim], root: Path, drop_tags: Iterable[str], drop_modules: Iterable[str]) -> str:
+def _make_key(
+    book, claims: Iterable[Claim], root: Path, drop_tags: Iterable[str], drop_modules: Iterable[str]
+) -> str:
     sources = [
         cell.source
         for cell in book.cells
@@ -58,7 +60,9 @@ def _make_key(book, claims: Iterable[Claim], root: Path, drop_tags: Iterable[str
         if name not in drop_modules
     }
     wanted = sorted(claim.id for claim in claims if claim.kind in ("measured", "time"))
-    return digest([[_normalize(source) for source in sources], modules, _read_lock(read_track(book), root), wanted])
+    return digest(
+        [[_normalize(source) for source in sources], modules, _read_lock(read_track(book), root), wanted]
+    )
 
 
 @cache
@@ -68,7 +72,10 @@ def _normalize(source: str) -> str:
     except SyntaxError:
         return source
     for node in ast.walk(tree):
-        if isinstance(node, (ast.Module, ast.FunctionDef, ast.ClassDef)) and ast.get_docstring(node, clean=False) is not None:
+        if (
+            isinstance(node, (ast.Module, ast.FunctionDef, ast.ClassDef))
+            and ast.get_docstring(node, clean=False) is not None
+        ):
             node.body = node.body[1:] or [ast.Pass()]
     return ast.dump(tree)
 
@@ -166,7 +173,9 @@ def _read_lock(track: str, root: Path) -> list[str]:
 
 def digest_outputs(book: nbformat.NotebookNode) -> str:
     """Return the checksum of what the cells printed and drew, beside the code that did."""
-    return digest([[_normalize(cell.source), cell.outputs] for cell in book.cells if cell.cell_type == "code"])
+    return digest(
+        [[_normalize(cell.source), cell.outputs] for cell in book.cells if cell.cell_type == "code"]
+    )
 
 
 def digest_figure(folder: Path, name: str) -> str:

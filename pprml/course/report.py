@@ -37,7 +37,10 @@ def list_books(root: Path = ROOT) -> dict[str, Path]:
 def render_chapters(root: Path = ROOT) -> str:
     """Table of the chapters by part: question, track, minutes, memory and the modules that it calls."""
     timings = load_timings(root)
-    rows = ["| chapter | its question | track | minutes | memory | its code in `pprml/` |", "|---|---|---|---|---|---|"]
+    rows = [
+        "| chapter | its question | track | minutes | memory | its code in `pprml/` |",
+        "|---|---|---|---|---|---|",
+    ]
     for name, path in list_books(root).items():
         book = nbformat.read(path, as_version=4)
         for part, numbers in PARTS.items():
@@ -49,7 +52,9 @@ def render_chapters(root: Path = ROOT) -> str:
         memory = f"{took['gigabytes']:.1f} GB" if took else "not measured"
         modules = ", ".join(f"`{module}`" for module in _list_modules(book))
         track = keys.read_track(book)
-        rows.append(f"| [{name}](notebooks/{path.name}) | {question} | {track} | {minutes} | {memory} | {modules} |")
+        rows.append(
+            f"| [{name}](notebooks/{path.name}) | {question} | {track} | {minutes} | {memory} | {modules} |"
+        )
     return "\n".join(rows)
 
 
@@ -65,12 +70,21 @@ def _list_modules(book: nbformat.NotebookNode) -> list[str]:
 
 def render_results(ledger: Mapping[str, Claim]) -> str:
     """Page of the results: each claim that has a headline, its value and what it was computed from."""
-    rows = ["# Results", "", "Each number is measured by the chapter that its id names; `make reproduce` measures it again.", ""]
+    rows = [
+        "# Results",
+        "",
+        "Each number is measured by the chapter that its id names; `make reproduce` measures it again.",
+        "",
+    ]
     rows += ["| result | value | how it is known |", "|---|---|---|"]
     for claim in ledger.values():
         if claim.headline:
-            bound = {"above": "at least ", "below": "at most "}.get(claim.window if isinstance(claim.window, str) else "", "")
-            rows.append(f"| {claim.headline} | {bound}{claim.states}<!-- claim: {claim.id} --> | {claim.source} |")
+            bound = {"above": "at least ", "below": "at most "}.get(
+                claim.window if isinstance(claim.window, str) else "", ""
+            )
+            rows.append(
+                f"| {claim.headline} | {bound}{claim.states}<!-- claim: {claim.id} --> | {claim.source} |"
+            )
     return "\n".join(rows) + "\n"
 
 
@@ -90,7 +104,10 @@ def render_verdicts(ledger: Mapping[str, Claim]) -> str:
 def render_ledger(ledger: Mapping[str, Claim]) -> str:
     """Page of every claim: its sentence with the number in it, what it has to beat, and how closely it is held."""
     rows = ["# Every claim", ""]
-    rows += ["The sentences that the chapters' numbers belong to. *Held to*: how far a new run may be from it. A time is held to nothing:", ""]
+    rows += [
+        "The sentences that the chapters' numbers belong to. *Held to*: how far a new run may be from it. A time is held to nothing:",
+        "",
+    ]
     rows[-2] += " it is what the machine of the record took."
     chapter = None
     for claim in ledger.values():
@@ -98,11 +115,19 @@ def render_ledger(ledger: Mapping[str, Claim]) -> str:
             continue
         if claim.chapter != chapter:
             chapter = claim.chapter
-            rows += ["", f"## {chapter}", "", "| id | claim | a guesser, or without it | held to |", "|---|---|---|---|"]
+            rows += [
+                "",
+                f"## {chapter}",
+                "",
+                "| id | claim | a guesser, or without it | held to |",
+                "|---|---|---|---|",
+            ]
         null = ledger[claim.baseline].states if claim.baseline in ledger else claim.baseline
         held = {"published": "published", "time": "a time"}.get(claim.kind) or claim.show_window()
         words = claim.say(claim.states or "").replace("|", "\\|")
-        rows.append(f"| `{claim.id}` | {words} | {'' if null is None else str(null).removeprefix('none: ')} | {held} |")
+        rows.append(
+            f"| `{claim.id}` | {words} | {'' if null is None else str(null).removeprefix('none: ')} | {held} |"
+        )
     return "\n".join(rows) + "\n"
 
 

@@ -41,7 +41,8 @@ def kill_marked(mark: str | None = None) -> None:
     victims = [
         process
         for process, found in list_marked(RUN_MARK)
-        if process.pid != os.getpid() and (found == mark or not psutil.pid_exists(int(found.partition(".")[0])))
+        if process.pid != os.getpid()
+        and (found == mark or not psutil.pid_exists(int(found.partition(".")[0])))
     ]
     for process in victims:
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -104,7 +105,9 @@ def run_notebook(
         record_timing=False,
         coalesce_streams=True,
         on_cell_start=start,
-        on_cell_executed=lambda cell, cell_index, execute_reply: progress() if cell.cell_type == "code" else None,
+        on_cell_executed=lambda cell, cell_index, execute_reply: progress()
+        if cell.cell_type == "code"
+        else None,
     )
     try:
         with _watch_memory(mark) as peak:
@@ -133,11 +136,11 @@ def run_notebook(
 
 @contextmanager
 def _watch_memory(mark: str) -> Iterator[list[int]]:
-    """Sample the memory of the marked processes twice a second, shared pages counted once; yields a list that holds the peak."""
+    """Sample the memory of the marked processes every two seconds, shared pages counted once; yields a list that holds the peak."""
     peak, stop = [0], threading.Event()
 
     def sample() -> None:
-        while not stop.wait(0.5):
+        while not stop.wait(2):
             total = 0
             for process, found in list_marked(RUN_MARK):
                 if found == mark:

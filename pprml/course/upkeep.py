@@ -66,9 +66,13 @@ def accept(name: str, root: Path, build: Path) -> list[str]:
             _take_outputs(prose, ran)
         texts[other] = nbformat.writes(prose) + "\n"
     texts[root / "README.md"] = write_prose((root / "README.md").read_text("utf-8"), changed)
-    texts[root / "claims" / "measured" / f"{name}.json"] = _read(build / "claims" / "measured" / f"{name}.json")
+    texts[root / "claims" / "measured" / f"{name}.json"] = _read(
+        build / "claims" / "measured" / f"{name}.json"
+    )
     if spreads:
-        texts[root / "claims" / "spreads" / f"{name}.json"] = _read(build / "claims" / "spreads" / f"{name}.json")
+        texts[root / "claims" / "spreads" / f"{name}.json"] = _read(
+            build / "claims" / "spreads" / f"{name}.json"
+        )
     for figure in ran.metadata["pprml"]["figures"]:
         for kind in ("svg", "json"):
             texts[root / "figures" / f"{figure}.{kind}"] = _read(build / "figures" / f"{figure}.{kind}")
@@ -87,10 +91,14 @@ def _read(path: Path) -> str:
 def load_measured_of(build: Path, name: str) -> dict[str, float]:
     """Read what a run of one chapter measured."""
     values = json.loads(_read(build / "claims" / "measured" / f"{name}.json"))
-    return {key: statistics.fmean(value) if isinstance(value, list) else value for key, value in values.items()}
+    return {
+        key: statistics.fmean(value) if isinstance(value, list) else value for key, value in values.items()
+    }
 
 
-def _read_run(book, chapter: Mapping[str, Claim], root: Path, build: Path, name: str) -> nbformat.NotebookNode:
+def _read_run(
+    book, chapter: Mapping[str, Claim], root: Path, build: Path, name: str
+) -> nbformat.NotebookNode:
     path = build / "notebooks" / f"{name}.ipynb"
     if not path.exists():
         raise NotAcceptedError(f"{name} has not been run here: run `pprml reproduce {name}`")
@@ -117,7 +125,9 @@ def _update_claims(chapter, ledger, measured, spreads) -> dict[str, Claim]:
     updated, findings = {}, []
     for key, claim in chapter.items():
         claim = replace(claim, spread=spreads.get(key, claim.spread))
-        value = statistics.fmean(claim.spread) if claim.window == "spread" and claim.spread else measured.get(key)
+        value = (
+            statistics.fmean(claim.spread) if claim.window == "spread" and claim.spread else measured.get(key)
+        )
         if claim.kind == "measured" and claim.window in ("exact", "spread") and value is not None:
             claim = replace(claim, states=claim.show(value))
         updated[key] = claim
@@ -128,14 +138,20 @@ def _update_claims(chapter, ledger, measured, spreads) -> dict[str, Claim]:
         if claim.kind == "measured" and beaten_by_null(claim, everything):
             findings.append(f"{claim.id}: {claim.states} does not beat its null baseline {claim.baseline}")
     if findings:
-        raise NotAcceptedError("a finding, not a number to update; nothing is written:\n  " + "\n  ".join(findings))
+        raise NotAcceptedError(
+            "a finding, not a number to update; nothing is written:\n  " + "\n  ".join(findings)
+        )
     return updated
 
 
 def _write_states(text: str, changed: Mapping[str, Claim]) -> str:
     for key, claim in changed.items():
         text, count = re.subn(
-            rf'(^{re.escape(key)}:\n(?:[ #].*\n)*?  states: )"[^"\n]*"', rf'\g<1>"{claim.states}"', text, count=1, flags=re.M
+            rf'(^{re.escape(key)}:\n(?:[ #].*\n)*?  states: )"[^"\n]*"',
+            rf'\g<1>"{claim.states}"',
+            text,
+            count=1,
+            flags=re.M,
         )
         if not count:
             raise NotAcceptedError(f"{key}: write its `states` on a line of its own, in quotes")

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tenseal.sealapi as seal
 
+from pprml import PATIENCE
 from pprml.ckks import KeyHolder, find_secret_key, fingerprint, open_ring, read_ciphertext, receive
 
 KEY_FILES = ("parameters", "relin_keys", "galois_keys")
@@ -68,7 +69,7 @@ class Session:
         degree: int,
         levels: int | None = None,
         scale_bits: int = 30,
-        timeout: float = 300.0,
+        timeout: float = PATIENCE,
         make_keys: Callable = KeyHolder,
     ):
         self.card, self.timeout = model.card, timeout
@@ -176,7 +177,7 @@ class Session:
             try:
                 if not pipe.poll(max(0.0, deadline - time.monotonic())):
                     self.close()
-                    raise TimeoutError(f"{process.name} did not answer within {self.timeout:g} s")
+                    raise TimeoutError(f"{process.name} did not answer within {self.timeout:g} s; PPRML_PATIENCE sets how long is waited")
                 replies.append(pipe.recv())
             except (EOFError, OSError) as error:
                 if isinstance(error, TimeoutError):

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from scipy.optimize import linprog
 
 from pprml.encrypted_inference.cards import Card
 
@@ -41,6 +40,8 @@ def fit_sign(margin: float, degrees: Sequence[int] = (7, 7, 7)) -> tuple[list[np
     a minimax composite (Lee, Lee, No and Kim, eprint 2020/834) in place of the fixed polynomials of Cheon, Kim and Kim
     (eprint 2019/1234).
     """
+    from scipy.optimize import linprog  # slow to import, and the server's processes do not need it
+
     if not 0 < margin < 1 or not set(degrees) <= {3, 7, 15} or not degrees:
         raise ValueError("a margin between 0 and 1 and degrees 3, 7 or 15 are needed")
     polynomials, low, high, error = [], margin, 1.0, 1.0

@@ -16,6 +16,8 @@ from contextlib import suppress
 from itertools import combinations
 from typing import Any, NamedTuple
 
+import numpy as np
+
 
 class Message(NamedTuple):
     """One message as its receiver recorded it."""
@@ -34,6 +36,20 @@ class Letter(NamedTuple):
     kind: str
     payload: bytes
     tags: dict[str, bytes]
+
+
+class Rows:
+    """A table on its way to its party's process: a DataFrame would make the process import pandas first."""
+
+    def __init__(self, table: Any):
+        self.columns, self._values = list(table.columns), table.to_numpy(float)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def to_numpy(self, dtype: type) -> np.ndarray:
+        """Return the numbers, as a DataFrame would."""
+        return self._values.astype(dtype)
 
 
 class Desk:
@@ -166,7 +182,9 @@ class Crew:
             reply = self._parties[name][1].recv()
         except (EOFError, OSError):
             if time.monotonic() >= self._deadline:
-                raise TimeoutError(f"{name} did not answer: the run took over {self.timeout:g} s") from None
+                raise TimeoutError(
+                    f"{name} did not answer: the run took over {self.timeout:g} s; PPRML_PATIENCE sets how long is waited"
+                ) from None
             raise RuntimeError(f"{name} ended before it answered") from None
         if isinstance(reply, Exception):
             raise type(reply)(f"{name}: {reply}")
@@ -183,7 +201,9 @@ def ask_process(role: Callable, timeout: float, *arguments: Any) -> Any:
     theirs.close()
     try:
         if not ours.poll(timeout):
-            raise TimeoutError(f"the server did not answer within {timeout:g} s")
+            raise TimeoutError(
+                f"the server did not answer within {timeout:g} s; PPRML_PATIENCE sets how long is waited"
+            )
         answer = ours.recv()
     except EOFError:
         raise RuntimeError("the server ended before it answered") from None

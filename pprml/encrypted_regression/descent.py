@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import tenseal.sealapi as seal
 
+from pprml import PATIENCE
 from pprml.ckks import KeyHolder, Ring, find_secret_key, fingerprint, open_ring, receive
 from pprml.encrypted_regression.crew import ask_process
 from pprml.encrypted_regression.products import read_sealed
@@ -147,7 +148,7 @@ def train_outsourced(
     parts: list[tuple[np.ndarray, np.ndarray]],
     weights: list[tuple[float, float]],
     degree: int = 16384,
-    timeout: float = 300.0,
+    timeout: float = PATIENCE,
 ) -> tuple[np.ndarray, float, list[str]]:
     """Let each hospital seal its part of a system, a server add the parts and descend on them, and open the model.
 

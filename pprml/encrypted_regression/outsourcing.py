@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tenseal as ts
 
+from pprml import PATIENCE
 from pprml.encrypted_regression.products import DEGREE, count_rows, list_pairs, split_pairs, sum_products
 from pprml.least_squares import MAX_DEVIATION, scale_rows, solve_sums, unpack_sums
 
@@ -58,7 +59,7 @@ def choose_packing(rows: int, columns: int, owners: int = 1, slots: int = DEGREE
     return name, f"{pairs} polynomials travel with replicated pairs, {separate} with columns"
 
 
-def fit_outsourced(table: Any, packing: str | None = None, timeout: float = 120.0) -> Outsourced:
+def fit_outsourced(table: Any, packing: str | None = None, timeout: float = PATIENCE) -> Outsourced:
     """Fit a line to the rows of one owner, whose products a server forms in another process, on ciphertexts.
 
     Parameters
@@ -91,7 +92,7 @@ def fit_outsourced(table: Any, packing: str | None = None, timeout: float = 120.
     return Outsourced(solve_sums(sums[:-1], list(table.columns[:-1])), packing, *record, sums)
 
 
-def fit_stream(parts: Iterable[np.ndarray], timeout: float = 120.0) -> Outsourced:
+def fit_stream(parts: Iterable[np.ndarray], timeout: float = PATIENCE) -> Outsourced:
     """Fit a line to any number of rows, of which no more than a few blocks are in memory or on disk at a time.
 
     Parameters

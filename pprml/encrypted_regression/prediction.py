@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from pprml import PATIENCE
 from pprml.ckks import KeyHolder, find_secret_key, fingerprint, open_ring, receive
 from pprml.encrypted_regression.crew import ask_process
 from pprml.encrypted_regression.products import DEGREE, HEAD_BITS, SCALE_BITS, multiply_pairs, read_sealed
@@ -39,7 +40,7 @@ def scale_coefficients(coefficients: np.ndarray, columns: list[str]) -> np.ndarr
     return np.r_[at_middle - REFERENCE[TARGET][0], slopes * spread] / REFERENCE[TARGET][1]
 
 
-def predict_outsourced(coefficients: np.ndarray, table: Any, timeout: float = 120.0) -> Predicted:
+def predict_outsourced(coefficients: np.ndarray, table: Any, timeout: float = PATIENCE) -> Predicted:
     """Predict on a server, in another process, that sees neither the rows nor the model nor the predictions.
 
     Parameters

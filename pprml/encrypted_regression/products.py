@@ -162,7 +162,9 @@ class _Server:
 
     def answer(self):
         if not self.pipe.poll(self.timeout):
-            raise TimeoutError(f"the server did not answer within {self.timeout:g} s")
+            raise TimeoutError(
+                f"the server did not answer within {self.timeout:g} s; PPRML_PATIENCE sets how long is waited"
+            )
         try:
             answer = self.pipe.recv()
         except (EOFError, OSError):

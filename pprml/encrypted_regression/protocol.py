@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pprml.encrypted_regression.crew import Crew, Message
+from pprml import PATIENCE
+from pprml.encrypted_regression.crew import Crew, Message, Rows
 from pprml.encrypted_regression.schemes import MAX_PARTIES, SCHEMES
 from pprml.least_squares import compute_sums, solve_sums
 
@@ -68,7 +69,7 @@ def _check_tables(tables):
     return columns
 
 
-def run_protocol(tables: list, scheme: Any = "ckks", timeout: float = 120.0) -> Result:
+def run_protocol(tables: list, scheme: Any = "ckks", timeout: float = PATIENCE) -> Result:
     """Fit a line to rows that stay with their parties, each party a process of its own.
 
     Parameters
@@ -96,7 +97,7 @@ def run_protocol(tables: list, scheme: Any = "ckks", timeout: float = 120.0) -> 
     count = len(columns) * (len(columns) + 3) // 2
     scheme = partial(SCHEMES.get(scheme, scheme), len(tables), count)
     hospitals = [f"hospital_{number}" for number in range(1, len(tables) + 1)]
-    roles = {name: (_hospital, scheme, table) for name, table in zip(hospitals, tables, strict=True)}
+    roles = {name: (_hospital, scheme, Rows(table)) for name, table in zip(hospitals, tables, strict=True)}
     roles |= {"server": (_server, scheme), "key_holder": (_key_holder, scheme, columns[:-1])}
     with Crew(roles, timeout) as crew:
         public, parameters = crew.answer("key_holder")

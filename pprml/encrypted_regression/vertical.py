@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import tenseal.sealapi as seal
 
+from pprml import PATIENCE
 from pprml.ckks import Ring, find_secret_key, open_ring
-from pprml.encrypted_regression.crew import Crew, Message
+from pprml.encrypted_regression.crew import Crew, Message, Rows
 from pprml.encrypted_regression.masking import (
     from_bytes,
     mask_all_but_sum,
@@ -157,7 +158,7 @@ def _check_columns(own, other):
         )
 
 
-def fit_vertical(own: Any, other: Any, timeout: float = 120.0, roles: dict | None = None) -> Vertical:
+def fit_vertical(own: Any, other: Any, timeout: float = PATIENCE, roles: dict | None = None) -> Vertical:
     """Fit a line to columns that stay with two parties, each a process of its own.
 
     Parameters
@@ -179,7 +180,7 @@ def fit_vertical(own: Any, other: Any, timeout: float = 120.0, roles: dict | Non
         A party ended, or did not answer in time. No process is left.
     """
     _check_columns(own, other)
-    scripts = {"key_holder": (_key_holder, own), "other": (_other, other)} | (roles or {})
+    scripts = {"key_holder": (_key_holder, Rows(own)), "other": (_other, Rows(other))} | (roles or {})
     with Crew(scripts, timeout) as crew:
         crew.send("other", *crew.answer("key_holder"))
         crew.send("key_holder", *crew.answer("other"))

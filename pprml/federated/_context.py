@@ -1,6 +1,7 @@
 """TFF's worker process: silent, and ended with the block that started it, or with this Python if that is killed."""
 
 import contextlib
+import functools
 import os
 import subprocess
 from collections.abc import Iterator, Sequence
@@ -15,6 +16,8 @@ from pprml._processes import start_bound
 
 _Popen = subprocess.Popen
 _open_contexts = 0
+#: What TFF makes of a computation for its worker: half a second each, and the same in every context.
+_compile = functools.lru_cache(maxsize=64)(tff.backends.native.desugar_and_transform_to_native)
 
 
 def is_open() -> bool:
@@ -41,8 +44,14 @@ def federated_context() -> Iterator[None]:
     Linux ends it with a Python that is killed; on another system it would outlive that.
     """
     global _open_contexts
-    earlier, native = _find_workers(), tff.backends.native
-    context = native.create_sync_local_cpp_execution_context(max_concurrent_computation_calls=os.cpu_count())
+    earlier, framework = _find_workers(), tff.framework
+    # TFF's `create_sync_local_cpp_execution_context`, which would compile anew what an earlier context has compiled.
+    context = framework.SyncExecutionContext(
+        framework.local_cpp_executor_factory(max_concurrent_computation_calls=os.cpu_count()),
+        _compile,
+        transform_args=tff.tensorflow.transform_args,
+        transform_result=tff.tensorflow.transform_result,
+    )
     _open_contexts += 1
     try:
         with tff.framework.get_context_stack().install(context):

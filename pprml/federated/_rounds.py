@@ -2,7 +2,7 @@
 
 import contextlib
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,7 +55,7 @@ def run_rounds(
         raise ValueError(f"schedule {schedule.shape} does not fit {len(clients)} clients: use sample_clients")
     if any(len(set(chosen)) < len(chosen) for chosen in schedule):
         raise ValueError("a round calls a client twice: use sample_clients")
-    with _deploy(federation, clients, weights) as (state, paths):
+    with _deploy(federation, clients, weights, set(schedule.ravel())) as (state, paths):
         for number, chosen in enumerate(schedule, start=1):
             output = federation.process.next(state, [paths[k] for k in chosen])
             state = output.state
@@ -70,7 +70,7 @@ def run_rounds(
 
 def collect_updates(federation: Federation, clients: Clients, weights: Weights) -> list[Weights]:
     """Return what the server receives from each client alone: its weights after one round minus those before."""
-    with _deploy(federation, clients, weights) as (state, paths):
+    with _deploy(federation, clients, weights, range(len(clients))) as (state, paths):
         after = [_get_weights(federation.process.next(state, [path]).state) for path in paths]
     return [[new - old for new, old in zip(arrays, weights, strict=True)] for arrays in after]
 
@@ -85,8 +85,10 @@ def _get_metrics(metrics: Any) -> dict[str, float]:
 
 
 @contextlib.contextmanager
-def _deploy(federation: Federation, clients: Clients, weights: Weights) -> Iterator[tuple]:
-    """Store the clients' records for the length of the block; yields the first state and each client's path."""
+def _deploy(
+    federation: Federation, clients: Clients, weights: Weights, used: Iterable[int]
+) -> Iterator[tuple]:
+    """Store the records of the clients `used` for the length of the block; yields the first state and each client's path."""
     if not (_context.is_open() and len(clients)):
         raise ValueError("give one client or more, inside `with federated_context():`")
     for number, (x, y) in enumerate(clients):
@@ -104,8 +106,8 @@ def _deploy(federation: Federation, clients: Clients, weights: Weights) -> Itera
             )
     with tempfile.TemporaryDirectory() as folder:
         paths = [f"{folder}/{number}." for number in range(len(clients))]
-        for path, client in zip(paths, clients, strict=True):
-            for array, suffix in zip(client, "xy", strict=True):
-                Path(path + suffix).write_bytes(array.tobytes())
+        for number in used:
+            for array, suffix in zip(clients[number], "xy", strict=True):
+                Path(paths[number] + suffix).write_bytes(array.tobytes())
         start = tff.learning.models.ModelWeights(tuple(weights), ())
         yield federation.process.set_model_weights(federation.process.initialize(), start), paths

@@ -94,20 +94,23 @@ def fit_pooled(
     )
     owner = np.repeat(np.arange(len(users)), [len(films) for films, _ in ratings.train])
     film, stars = (np.concatenate(part) for part in zip(*ratings.train, strict=True))
-    raters = np.split(
-        np.argsort(film, kind="stable"), np.cumsum(np.bincount(film, minlength=ratings.films))[:-1]
-    )
+    order, rated, raters = np.argsort(film, kind="stable"), np.unique(film), np.unique(owner)
     kept, lent = np.r_[np.arange(rank), rank], np.r_[np.arange(rank), rank + 1]
     for _ in range(sweeps):
-        for number, (films, own) in enumerate(ratings.train):
-            users[number, kept] = _solve(items[films][:, kept], own - MEAN_RATING - items[films, -1], penalty)
-        for number, rows in enumerate(raters):
-            if len(rows):
-                gap = stars[rows] - MEAN_RATING - users[owner[rows], rank]
-                items[number, lent] = _solve(users[owner[rows]][:, lent], gap, penalty)
+        gap = stars - MEAN_RATING - items[film, -1]
+        users[np.ix_(raters, kept)] = _solve_each(items[film][:, kept], gap, owner, penalty)
+        gap = (stars - MEAN_RATING - users[owner, rank])[order]
+        items[np.ix_(rated, lent)] = _solve_each(users[owner[order]][:, lent], gap, film[order], penalty)
     return lambda asked: [
         MEAN_RATING + items[films] @ user for user, (films, _) in zip(users, asked, strict=True)
     ]
+
+
+def _solve_each(x: np.ndarray, y: np.ndarray, group: np.ndarray, penalty: float) -> np.ndarray:
+    """Solve a ridge regression for each group of rows; `group` ascends, and the result has a row a group."""
+    first = np.flatnonzero(np.diff(group, prepend=-1))
+    squares = np.add.reduceat(x[:, :, None] * x[:, None, :], first) + penalty * np.eye(x.shape[1])
+    return np.linalg.solve(squares, np.add.reduceat(x * y[:, None], first)[..., None])[..., 0]
 
 
 def _solve(x: np.ndarray, y: np.ndarray, penalty: float) -> np.ndarray:

@@ -193,7 +193,6 @@ def _logits(model, weights, x) -> np.ndarray:
 
 def measure_ngram_accuracy(train: np.ndarray, test: np.ndarray, order: int) -> float:
     """Return the same for the commonest next symbol after the last `order` - 1 in pooled text (the shorter where unseen)."""
-    counts = {}
     size = len(SYMBOLS)
     guess = np.full(len(test), np.bincount(train, minlength=size).argmax())
     x, y = frame_text(train)

@@ -27,7 +27,7 @@ DEFAULTS = {
     "rate": 0.1,
     "batch-size": 20,
     "sites": 3,
-    "patience": 60.0,
+    "patience": 600.0,
     "result-file": "",
 }
 

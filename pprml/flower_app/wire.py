@@ -10,8 +10,6 @@ import numpy as np
 
 from pprml.flower_app.deployment import HOST
 
-_MAGIC = b"\x93NUMPY"
-
 
 class Relay:
     """A TCP relay in front of a port of this machine, for the length of a `with` block.
@@ -73,12 +71,13 @@ class Relay:
 
 def attack_read_arrays(stream: bytes) -> list[np.ndarray]:
     """Read every NumPy array that lies open in a stream of bytes, in the order in which it passed."""
-    found, start = [], stream.find(_MAGIC)
+    magic = b"\x93NUMPY"
+    found, start = [], stream.find(magic)
     while start >= 0:
         # Not an array: the words of the format by chance, or one that is cut off.
         with contextlib.suppress(ValueError, EOFError):
             found.append(np.lib.format.read_array(io.BytesIO(stream[start:]), allow_pickle=False))
-        start = stream.find(_MAGIC, start + 1)
+        start = stream.find(magic, start + 1)
     return found
 
 

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from pprml import PATIENCE
 from pprml._processes import find_ports
 from pprml.certificates import issue_certificate, make_authority
 from pprml.multiparty.wire import Meddler, Tensor, name_taken_port, read_tensors, run_relay
@@ -114,7 +115,7 @@ class Study:
         tls: bool = True,
         record: bool = False,
         meddle: Meddler | None = None,
-        timeout: float = 120.0,
+        timeout: float = PATIENCE,
         ports: dict[str, int] | None = None,
     ):
         self.inputs = {name: np.asarray(values, np.float64) for name, values in inputs.items()}
@@ -228,7 +229,7 @@ class Study:
             # The analyst notices a lost party first: give the system a moment to say whose process it was.
             ready = wait(list(sentinels), timeout=1.0)
         if self._expired.is_set():
-            raise TimeoutError(f"no answer within {self.timeout:g} s: a party hangs or is too slow")
+            raise TimeoutError(f"no answer within {self.timeout:g} s: a party hangs or is too slow (PPRML_PATIENCE sets how long is waited)")
         ended = [sentinels[item] for item in ready if item in sentinels]
         last_words = [(party, reply if party == name else self._read(party)) for party in ended]
         for party, words in [*last_words, (name, reply)]:
@@ -262,7 +263,7 @@ class Study:
             timer.cancel()
 
 
-def attack_read_file(address: str, path: str, timeout: float = 90.0) -> bytes | None:
+def attack_read_file(address: str, path: str, timeout: float = PATIENCE) -> bytes | None:
     """Ask a party's open port for a file of its machine, from a process that has no part in the study.
 
     TensorFlow's server does whatever a client asks.

@@ -542,7 +542,7 @@ def test_a_site_refuses_an_expired_server(authority, tmp_path, monkeypatch):
 
 
 def test_a_site_killed_in_mid_round_is_left_out_of_this_round_and_the_next(files):
-    settings = {**SMALL, "sites": 2, "rounds": 2, "patience": 45.0}
+    settings = {**SMALL, "sites": 2, "rounds": 2, "patience": 120.0}
     with deployment.Lab(files) as lab:
         for number in range(2):
             lab.start_site(number, 2)
@@ -561,7 +561,7 @@ def test_a_site_killed_in_mid_round_is_left_out_of_this_round_and_the_next(files
 
 
 def test_a_training_is_lost_with_its_server_and_a_restarted_one_knows_the_site(files):
-    settings = {**SMALL, "sites": 1, "patience": 90.0}
+    settings = {**SMALL, "sites": 1, "patience": 900.0}
     with deployment.Lab(files) as lab:
         lab.start_site(0, 1)
         path = lab.begin({**settings, "rounds": 200})  # at 3 s a round and more it cannot end by itself
