@@ -65,14 +65,15 @@ def publish_updates(
     if fault == "in order":
         turn = np.arange(recipe.steps)[:, None] % round(1 / recipe.sampling_rate)
         joins = np.arange(len(x)) // recipe.batch_size == turn
-    lengths = math.sqrt(2) * np.sqrt(np.square(x).sum(axis=1))
+    lengths, signs = math.sqrt(2) * np.sqrt(np.square(x).sum(axis=1)), np.array([-1, 1])
     published = np.empty((recipe.steps, *weights.shape))
     for step, chosen in enumerate(joins):
-        error = expit(x[chosen] @ (weights[:, 1] - weights[:, 0])) - y[chosen]
-        norms = np.abs(error) * lengths[chosen]
+        rows = x[chosen]
+        error = expit(rows @ (weights[:, 1] - weights[:, 0])) - y[chosen]
         if fault != "no clipping":
+            norms = np.abs(error) * lengths[chosen]
             error = error * np.minimum(1, recipe.clip_norm / np.maximum(norms, 1e-12))
-        total = (error @ x[chosen])[:, None] * [-1, 1]
+        total = (error @ rows)[:, None] * signs
         size = max(chosen.sum(), 1) if fault == "realised batch" else recipe.batch_size
         published[step] = (total + noise[step % len(noise)]) / size
         weights -= recipe.learning_rate * published[step]
