@@ -177,7 +177,9 @@ class Session:
             try:
                 if not pipe.poll(max(0.0, deadline - time.monotonic())):
                     self.close()
-                    raise TimeoutError(f"{process.name} did not answer within {self.timeout:g} s; PPRML_PATIENCE sets how long is waited")
+                    raise TimeoutError(
+                        f"{process.name} did not answer within {self.timeout:g} s; PPRML_PATIENCE sets how long is waited"
+                    )
                 replies.append(pipe.recv())
             except (EOFError, OSError) as error:
                 if isinstance(error, TimeoutError):

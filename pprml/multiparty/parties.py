@@ -229,7 +229,9 @@ class Study:
             # The analyst notices a lost party first: give the system a moment to say whose process it was.
             ready = wait(list(sentinels), timeout=1.0)
         if self._expired.is_set():
-            raise TimeoutError(f"no answer within {self.timeout:g} s: a party hangs or is too slow (PPRML_PATIENCE sets how long is waited)")
+            raise TimeoutError(
+                f"no answer within {self.timeout:g} s: a party hangs or is too slow (PPRML_PATIENCE sets how long is waited)"
+            )
         ended = [sentinels[item] for item in ready if item in sentinels]
         last_words = [(party, reply if party == name else self._read(party)) for party in ended]
         for party, words in [*last_words, (name, reply)]:
